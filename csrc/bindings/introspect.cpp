@@ -1,0 +1,15 @@
+#include "bindings/ops.h"
+#include "dispatch/kernel.h"
+#include "runtime/parallel.h"
+
+namespace torch_cpullm::bindings {
+
+std::string isa_level() {
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+  return kNames[static_cast<int>(dispatch::level())];
+}
+std::string cpu_features() { return dispatch::feature_names(dispatch::cpu_features()); }
+std::string kernel_report() { return dispatch::kernel_report(); }
+bool is_forked_child() { return runtime::is_forked_child(); }
+
+}  // namespace torch_cpullm::bindings

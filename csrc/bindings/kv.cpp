@@ -1,0 +1,92 @@
+// The KV pool: appending, reading back, and attention over it.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+
+#include "bindings/kv_arguments.h"
+#include "bindings/ops.h"
+#include "kernels/rowwise/rowwise.h"
+
+namespace torch_cpullm::bindings {
+
+int64_t kv_layer_bytes(int64_t kv_heads, int64_t channels, c10::string_view format) {
+  check_channels(channels);
+  return kv_heads * layout::head_bytes(parse_format(format), channels);
+}
+
+int64_t kv_page_tokens() { return layout::kPageTokens; }
+
+void kv_append(at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past, const at::Tensor& key,
+               const at::Tensor& value, c10::string_view format) {
+  check_float(key, "key");
+  check_float(value, "value");
+  check_dims(key, 4, "key", "[B, T, G, C]");
+  TORCH_CHECK_VALUE(key.sizes() == value.sizes(), "value: expected key's shape ", key.sizes(), ", got ", value.sizes());
+  const int64_t batch = key.size(0), tokens = key.size(1), heads = key.size(2), channels = key.size(3);
+  const KvArguments kv = check_kv(pages, page_table, past, batch, tokens, heads, channels, parse_format(format));
+  const at::Tensor keys = as_floats(key), values = as_floats(value);
+  const auto& kernels = kernels::rowwise_kernels();
+  const float *k = keys.const_data_ptr<float>(), *v = values.const_data_ptr<float>();
+  runtime::parallel(at::get_num_threads(), [&](const runtime::Team& team) {
+    const runtime::Range mine = team.share(batch * tokens);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      const int64_t b = row / tokens, position = kv.past[b] + row % tokens;
+      const int32_t page = kv.table[b * kv.table_stride + position / layout::kPageTokens];
+      for (int64_t g = 0; g < heads; ++g)
+        kernels.kv_store(k + (row * heads + g) * channels, v + (row * heads + g) * channels, channels, kv.pages.format,
+                         kv.pages.head(page, g), position % layout::kPageTokens);
+    }
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::Tensor& page_table, int64_t length,
+                                             int64_t kv_heads, int64_t channels, c10::string_view format) {
+  const layout::LayerPages layer = check_pages(pages, kv_heads, channels, parse_format(format));
+  check_type(page_table, at::kInt, "page_table");
+  check_dims(page_table, 2, "page_table", "[B, pages]");
+  TORCH_CHECK_VALUE(page_table.is_contiguous(), "page_table: expected a contiguous tensor");
+  const int64_t batch = page_table.size(0), used = layout::ceil_div(length, layout::kPageTokens);
+  TORCH_CHECK_VALUE(length >= 0 && used <= page_table.size(1), "length: expected 0 to ",
+                    page_table.size(1) * layout::kPageTokens, " tokens, got ", length);
+  const int32_t* table = page_table.const_data_ptr<int32_t>();
+  for (int64_t b = 0; b < batch; ++b) check_table(table + b * page_table.size(1), used, b, layer.count);
+  at::Tensor key = at::empty({batch, kv_heads, length, channels}, pages.options().dtype(at::kFloat));
+  at::Tensor value = at::empty_like(key);
+  const auto& kernels = kernels::rowwise_kernels();
+  float *k = key.mutable_data_ptr<float>(), *v = value.mutable_data_ptr<float>();
+  runtime::parallel(at::get_num_threads(), [&](const runtime::Team& team) {
+    const runtime::Range mine = team.share(batch * kv_heads);
+    for (int64_t pair = mine.begin; pair < mine.end; ++pair) {
+      const int32_t* row = table + pair / kv_heads * page_table.size(1);
+      for (int64_t t = 0; t < length; ++t)
+        kernels.kv_fetch(layer.head(row[t / layout::kPageTokens], pair % kv_heads), channels, layer.format,
+                         t % layout::kPageTokens, k + (pair * length + t) * channels, v + (pair * length + t) * channels);
+    }
+  });
+  return {key, value};
+}
+
+at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
+                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads, c10::string_view format,
+                           double scale, double soft_cap) {
+  check_float(query, "query");
+  check_dims(query, 4, "query", "[B, T, H, C]");
+  const int64_t batch = query.size(0), tokens = query.size(1), heads = query.size(2), channels = query.size(3);
+  const KvArguments kv = check_kv(pages, page_table, past, batch, tokens, kv_heads, channels, parse_format(format));
+  drivers::AttentionProblem problem = attention_problem(kv, batch, tokens, heads, mask, scale, soft_cap);
+  const at::Tensor q = as_floats(query);
+  at::Tensor out = at::empty_like(q);
+  if (query.numel() == 0) return out.to(query.scalar_type());
+  problem.q = q.const_data_ptr<float>();
+  problem.out = out.mutable_data_ptr<float>();
+  problem.q_stride = problem.out_stride = heads * channels;
+  drivers::Attention attention(problem, at::get_num_threads());
+  runtime::with_scratch([&](runtime::Carver& carver) { attention.plan(carver); },
+                        [&] {
+                          runtime::parallel(at::get_num_threads(),
+                                            [&](const runtime::Team& team) { attention.run(team); });
+                        });
+  return out.to(query.scalar_type());
+}
+
+}  // namespace torch_cpullm::bindings

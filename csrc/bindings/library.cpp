@@ -1,0 +1,81 @@
+// Every operator of torch_cpullm, on one page. Shapes: B batch, T new tokens, S cached tokens, D model, H query heads,
+// G KV heads, C head channels, N and K outputs and inputs of a linear layer.
+#include <torch/library.h>
+
+#include "bindings/ops.h"
+#include "dispatch/features.h"
+
+TORCH_LIBRARY(torch_cpullm, m) {
+  torch_cpullm::dispatch::check_forced_level();
+
+  // weight[N, K], bias[N] -> packed bytes (layout/panel.h); format: int8, bf16, f32.
+  m.def("pack(Tensor weight, Tensor? bias, str format) -> Tensor");
+  // -> float32 weight[N, K], dequantised, without the bias.
+  m.def("unpack(Tensor packed) -> Tensor");
+  // -> [N, K, format (0 f32, 1 bf16, 2 int8), has bias, layout version]
+  m.def("packed_info(Tensor packed) -> int[]");
+  // x[..., K] -> [..., N] in x's dtype.
+  m.def("linear(Tensor x, Tensor packed) -> Tensor");
+
+  // x[..., D] / rms(x) * (weight[D] + offset)
+  m.def("rms_norm(Tensor x, Tensor weight, float eps, float offset) -> Tensor");
+  // x[B, T, H, C], cos and sin [B or 1, T, R], R <= C channels are rotated.
+  m.def("rope(Tensor x, Tensor cos, Tensor sin) -> Tensor");
+  // activation(gate) * up; activation: silu, gelu_tanh, gelu_erf.
+  m.def("gated(Tensor gate, Tensor up, str activation) -> Tensor");
+
+  // Bytes of one layer's share of a page, and tokens in a page (layout/kv_page.h).
+  m.def("kv_layer_bytes(int kv_heads, int channels, str format) -> int");
+  m.def("kv_page_tokens() -> int");
+  // key, value [B, T, G, C] become tokens past[b] .. past[b] + T - 1 of sequence b. pages uint8 [pages, layer bytes],
+  // page_table int32 [B, pages of the longest], past int32 [B].
+  m.def(
+      "kv_append(Tensor(a!) pages, Tensor page_table, Tensor past, Tensor key, Tensor value, str format) -> ()");
+  // -> float32 key, value [B, G, length, C], dequantised.
+  m.def(
+      "kv_gather(Tensor pages, Tensor page_table, SymInt length, SymInt kv_heads, SymInt channels, str format) -> "
+      "(Tensor, Tensor)");
+  // query[B, T, H, C] over the first past[b] + T cached tokens -> [B, T, H, C]; mask bool [B or 1, H or 1, T, S],
+  // None is causal.
+  m.def(
+      "paged_attention(Tensor query, Tensor pages, Tensor page_table, Tensor past, Tensor? mask, SymInt kv_heads, "
+      "str format, float scale, float soft_cap) -> Tensor");
+
+  // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added.
+  m.def(
+      "attention_block(Tensor hidden, Tensor[] qkv, Tensor output, Tensor? input_norm, Tensor? query_norm, "
+      "Tensor? key_norm, Tensor? output_norm, Tensor cos, Tensor sin, Tensor(a!) pages, Tensor page_table, Tensor past, "
+      "Tensor? mask, SymInt heads, SymInt kv_heads, str format, float eps, float norm_offset, float scale, "
+      "float soft_cap) -> Tensor");
+  m.def(
+      "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? output_norm, str activation, "
+      "float eps, float norm_offset) -> Tensor");
+
+  // What runs: level in use, CPUID features in use, kernels with their counts, and whether this is a child of fork().
+  m.def("isa_level() -> str", torch_cpullm::bindings::isa_level);
+  m.def("cpu_features() -> str", torch_cpullm::bindings::cpu_features);
+  m.def("kernel_report() -> str", torch_cpullm::bindings::kernel_report);
+  m.def("is_forked_child() -> bool", torch_cpullm::bindings::is_forked_child);
+}
+
+TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
+  namespace ops = torch_cpullm::bindings;
+  m.impl("pack", ops::pack);
+  m.impl("unpack", ops::unpack);
+  m.impl("packed_info", ops::packed_info);
+  m.impl("linear", ops::linear);
+  m.impl("rms_norm", ops::rms_norm);
+  m.impl("rope", ops::rope);
+  m.impl("gated", ops::gated);
+  m.impl("kv_append", ops::kv_append);
+  m.impl("kv_gather", ops::kv_gather);
+  m.impl("paged_attention", ops::paged_attention);
+  m.impl("attention_block", ops::attention_block);
+  m.impl("mlp_block", ops::mlp_block);
+}
+
+// No tensor argument, so no dispatch key to register under.
+TORCH_LIBRARY_IMPL(torch_cpullm, CompositeExplicitAutograd, m) {
+  m.impl("kv_layer_bytes", torch_cpullm::bindings::kv_layer_bytes);
+  m.impl("kv_page_tokens", torch_cpullm::bindings::kv_page_tokens);
+}

@@ -1,0 +1,55 @@
+// What library.cpp registers; each family is defined in the file of its name.
+#pragma once
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace torch_cpullm::bindings {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// linear.cpp
+at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view format);
+at::Tensor unpack(const at::Tensor& packed);
+std::vector<int64_t> packed_info(const at::Tensor& packed);
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& packed);
+
+// rowwise.cpp
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, double offset);
+at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view activation);
+
+// kv.cpp
+int64_t kv_layer_bytes(int64_t heads, int64_t channels, c10::string_view format);
+int64_t kv_page_tokens();
+void kv_append(at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past, const at::Tensor& key,
+               const at::Tensor& value, c10::string_view format);
+std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::Tensor& page_table, int64_t length,
+                                             int64_t kv_heads, int64_t channels, c10::string_view format);
+at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
+                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads, c10::string_view format,
+                           double scale, double soft_cap);
+
+// blocks.cpp
+at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const at::Tensor& output,
+                           const OptionalTensor& input_norm, const OptionalTensor& query_norm,
+                           const OptionalTensor& key_norm, const OptionalTensor& output_norm, const at::Tensor& cos,
+                           const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past,
+                           const OptionalTensor& mask, int64_t heads, int64_t kv_heads, c10::string_view format, double eps,
+                           double norm_offset, double scale, double soft_cap);
+at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at::Tensor& down,
+                     const OptionalTensor& input_norm, const OptionalTensor& output_norm, c10::string_view activation,
+                     double eps, double norm_offset);
+
+// introspect.cpp
+std::string isa_level();
+std::string cpu_features();
+std::string kernel_report();
+bool is_forked_child();
+
+}  // namespace torch_cpullm::bindings

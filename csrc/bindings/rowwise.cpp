@@ -1,0 +1,77 @@
+// The row operations one by one: what a module calls where only a part of a layer matches.
+#include "kernels/rowwise/rowwise.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty_like.h>
+
+#include "bindings/block_arguments.h"
+#include "bindings/check.h"
+#include "bindings/ops.h"
+#include "runtime/parallel.h"
+
+namespace torch_cpullm::bindings {
+namespace {
+
+template <class Body>
+void for_rows(int64_t rows, const Body& body) {
+  runtime::parallel(at::get_num_threads(), [&](const runtime::Team& team) {
+    const runtime::Range mine = team.share(rows);
+    for (int64_t row = mine.begin; row < mine.end; ++row) body(row);
+  });
+}
+
+}  // namespace
+
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, double offset) {
+  check_float(x, "x");
+  check_float(weight, "weight");
+  check_dims(weight, 1, "weight", "[D]");
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(0), "x: expected the last dimension to be ", weight.size(0),
+                    " (the weight's length), got shape ", x.sizes());
+  const at::Tensor rows = as_floats(x), gains = as_floats(weight);
+  at::Tensor out = at::empty_like(rows);
+  const int64_t n = weight.size(0);
+  if (x.numel() == 0) return out.to(x.scalar_type());
+  const auto& kernels = kernels::rowwise_kernels();
+  const float *in = rows.const_data_ptr<float>(), *gain = gains.const_data_ptr<float>();
+  float* result = out.mutable_data_ptr<float>();
+  for_rows(rows.numel() / n, [&](int64_t row) {
+    kernels.rms_norm(in + row * n, gain, static_cast<float>(offset), static_cast<float>(eps), n, result + row * n);
+  });
+  return out.to(x.scalar_type());
+}
+
+at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  check_float(x, "x");
+  check_dims(x, 4, "x", "[B, T, H, C]");
+  const int64_t batch = x.size(0), tokens = x.size(1), heads = x.size(2), channels = x.size(3);
+  const RopeTables tables = check_rope(cos, sin, batch, tokens, channels);
+  at::Tensor out = as_floats(x).clone();
+  const auto& kernels = kernels::rowwise_kernels();
+  float* result = out.mutable_data_ptr<float>();
+  for_rows(batch * tokens, [&](int64_t row) {
+    const int64_t at = row / tokens * tables.batch_stride + row % tokens * tables.rotary;
+    for (int64_t head = 0; head < heads; ++head)
+      kernels.rope(result + (row * heads + head) * channels, tables.cos.const_data_ptr<float>() + at,
+                   tables.sin.const_data_ptr<float>() + at, tables.rotary);
+  });
+  return out.to(x.scalar_type());
+}
+
+at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view activation) {
+  check_float(gate, "gate");
+  check_float(up, "up");
+  TORCH_CHECK_VALUE(gate.sizes() == up.sizes(), "up: expected gate's shape ", gate.sizes(), ", got ", up.sizes());
+  const kernels::Gate kind = parse_activation(activation);
+  const at::Tensor opened = as_floats(gate), values = as_floats(up);
+  at::Tensor out = at::empty_like(opened);
+  if (gate.numel() == 0) return out.to(gate.scalar_type());
+  const int64_t n = gate.dim() ? gate.size(-1) : 1;
+  const auto& kernels = kernels::rowwise_kernels();
+  const float *g = opened.const_data_ptr<float>(), *u = values.const_data_ptr<float>();
+  float* result = out.mutable_data_ptr<float>();
+  for_rows(gate.numel() / n, [&](int64_t row) { kernels.gated(g + row * n, u + row * n, kind, n, result + row * n); });
+  return out.to(gate.scalar_type());
+}
+
+}  // namespace torch_cpullm::bindings

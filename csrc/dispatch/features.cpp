@@ -1,0 +1,121 @@
+#include "dispatch/features.h"
+
+#include <cpuid.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+namespace torch_cpullm::dispatch {
+namespace {
+
+struct Registers {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+  Registers r{};
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+uint64_t saved_state() {
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+bool bit(uint32_t word, int index) { return (word >> index) & 1u; }
+
+uint64_t detect() {
+  uint64_t found = 0;
+  const auto add = [&](bool present, Feature feature) {
+    if (present) found |= feature;
+  };
+  const Registers basic = cpuid(1, 0);
+  if (!bit(basic.ecx, 27)) return 0;  // OSXSAVE: without it no vector state is saved
+  const uint64_t xcr0 = saved_state();
+  const bool saves_ymm = (xcr0 & 0x6) == 0x6;
+  const bool saves_zmm = (xcr0 & 0xe6) == 0xe6;
+  const bool saves_tiles = (xcr0 & 0x60000) == 0x60000;
+  const Registers extended = cpuid(7, 0), more = cpuid(7, 1);
+  add(saves_ymm && bit(extended.ebx, 5), kAvx2);
+  add(saves_ymm && bit(basic.ecx, 12), kFma);
+  add(saves_ymm && bit(more.eax, 4), kAvxVnni);
+  add(saves_zmm && bit(extended.ebx, 16), kAvx512f);
+  add(saves_zmm && bit(extended.ebx, 30), kAvx512bw);
+  add(saves_zmm && bit(extended.ebx, 17), kAvx512dq);
+  add(saves_zmm && bit(extended.ebx, 31), kAvx512vl);
+  add(saves_zmm && bit(extended.ecx, 11), kAvx512Vnni);
+  add(saves_zmm && bit(more.eax, 5), kAvx512Bf16);
+  add(saves_tiles && bit(extended.edx, 24), kAmxTile);
+  add(saves_tiles && bit(extended.edx, 25), kAmxInt8);
+  add(saves_tiles && bit(extended.edx, 22), kAmxBf16);
+  return found;
+}
+
+constexpr uint64_t kAvx2Words = kAvx2Set | kAvxVnni;
+
+uint64_t capped(uint64_t features) {
+  const char* word = std::getenv("TORCH_CPULLM_ISA");
+  if (!word || !*word || !std::strcmp(word, "avx512")) return features;
+  return std::strcmp(word, "avx2") == 0 ? features & kAvx2Words : 0;
+}
+
+}  // namespace
+
+void check_forced_level() {
+  const char* word = std::getenv("TORCH_CPULLM_ISA");
+  if (!word || !*word) return;
+  if (std::strcmp(word, "scalar") && std::strcmp(word, "avx2") && std::strcmp(word, "avx512"))
+    throw std::invalid_argument(std::string("TORCH_CPULLM_ISA: expected scalar, avx2 or avx512, got '") + word + "'");
+  const bool is_512 = !std::strcmp(word, "avx512"), is_2 = !std::strcmp(word, "avx2");
+  if ((is_512 && (cpu_features() & kAvx512Set) != kAvx512Set) || (is_2 && (cpu_features() & kAvx2Set) != kAvx2Set))
+    throw std::invalid_argument(std::string("TORCH_CPULLM_ISA: this CPU lacks what '") + word + "' needs; it has " +
+                                feature_names(cpu_features()));
+}
+
+uint64_t cpu_features() {
+  static const uint64_t features = detect();
+  return features;
+}
+
+uint64_t usable_features() {
+  static const uint64_t features = capped(cpu_features());
+  return features;
+}
+
+Level level() {
+  if ((usable_features() & kAvx512Set) == kAvx512Set) return Level::avx512;
+  if ((usable_features() & kAvx2Set) == kAvx2Set) return Level::avx2;
+  return Level::scalar;
+}
+
+bool has(Feature feature) { return (usable_features() & feature) == feature; }
+
+std::string feature_names(uint64_t features) {
+  static constexpr struct {
+    Feature feature;
+    const char* name;
+  } kNames[] = {{kAvx2, "avx2"},         {kFma, "fma"},           {kAvxVnni, "avxvnni"},       {kAvx512f, "avx512f"},
+                {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"}, {kAvx512vl, "avx512vl"},     {kAvx512Vnni, "avx512vnni"},
+                {kAvx512Bf16, "avx512bf16"}, {kAmxTile, "amxtile"}, {kAmxInt8, "amxint8"},     {kAmxBf16, "amxbf16"}};
+  std::string out;
+  for (const auto& [feature, name] : kNames) {
+    if (!(features & feature)) continue;
+    if (!out.empty()) out += ',';
+    out += name;
+  }
+  return out;
+}
+
+int64_t l2_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t reported = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (reported > 0) return reported;
+#endif
+  return int64_t{1} << 20;
+}
+
+}  // namespace torch_cpullm::dispatch

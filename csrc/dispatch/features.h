@@ -1,0 +1,39 @@
+// What this CPU can do, by CPUID bits and what the operating system saves (XCR0); never by vendor or product name.
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace torch_cpullm::dispatch {
+
+enum Feature : uint64_t {
+  kAvx2 = 1u << 0,
+  kFma = 1u << 1,
+  kAvxVnni = 1u << 2,
+  kAvx512f = 1u << 3,
+  kAvx512bw = 1u << 4,
+  kAvx512dq = 1u << 5,
+  kAvx512vl = 1u << 6,
+  kAvx512Vnni = 1u << 7,
+  kAvx512Bf16 = 1u << 8,
+  kAmxTile = 1u << 9,
+  kAmxInt8 = 1u << 10,
+  kAmxBf16 = 1u << 11,
+};
+
+constexpr uint64_t kAvx2Set = kAvx2 | kFma;
+constexpr uint64_t kAvx512Set = kAvx2Set | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl;
+
+// A cap on what may be used: TORCH_CPULLM_ISA=scalar|avx2|avx512. It lowers, it never adds a feature.
+enum class Level { scalar = 0, avx2 = 1, avx512 = 2 };
+
+uint64_t cpu_features();     // what the machine has
+uint64_t usable_features();  // what the cap leaves of it
+Level level();               // the highest level with usable features
+bool has(Feature feature);   // usable
+std::string feature_names(uint64_t features);
+int64_t l2_bytes();  // of one core; 1 MiB when the system does not say
+
+// Reads TORCH_CPULLM_ISA; throws std::invalid_argument with a sentence when the word is unknown.
+void check_forced_level();
+
+}  // namespace torch_cpullm::dispatch

@@ -1,0 +1,155 @@
+#include "drivers/blocks.h"
+
+namespace torch_cpullm::drivers {
+namespace {
+
+using runtime::Carver;
+using runtime::Range;
+using runtime::Team;
+
+// The normed row if there is a norm, else the row itself.
+const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, const float* x, int64_t n, float* out) {
+  if (!norm.weight) return x;
+  kernels.rms_norm(x, norm.weight, norm.offset, norm.eps, n, out);
+  return out;
+}
+
+// The last projection of a block with what follows it: straight into `out` with the residual added, or, where a norm
+// stands between (sandwich norms), through a buffer.
+class Projection {
+ public:
+  Projection(const layout::PackedView& weight, const Norm& norm, int64_t rows, int threads)
+      : input_(weight.format, rows, weight.depth),
+        linear_(weight, rows, threads),
+        norm_(norm),
+        rows_(rows),
+        columns_(weight.columns) {}
+
+  void plan(Carver& carver) {
+    input_.plan(carver);
+    linear_.plan(carver);
+    if (norm_.weight) buffer_ = carver.take<float>(rows_ * columns_);
+  }
+  const PreparedRows& input() const { return input_; }
+
+  void run(const Team& team, const float* residual, float* out) {
+    if (!norm_.weight) return linear_.multiply(team, input_, {out, columns_, residual});
+    linear_.multiply(team, input_, {buffer_, columns_});
+    team.barrier();
+    const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
+    const Range mine = team.share(rows_);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      float* target = out + row * columns_;
+      kernels.rms_norm(buffer_ + row * columns_, norm_.weight, norm_.offset, norm_.eps, columns_, target);
+      for (int64_t i = 0; i < columns_; ++i) target[i] += residual[row * columns_ + i];
+    }
+  }
+
+ private:
+  PreparedRows input_;
+  Linear linear_;
+  Norm norm_;
+  int64_t rows_, columns_;
+  float* buffer_ = nullptr;
+};
+
+// Head norms and rope on q and k of one row, then its k and v into the pages.
+void finish_qkv_row(const AttentionBlock& block, const kernels::RowwiseKernels& kernels, int64_t row, float* qkv) {
+  const AttentionProblem& problem = block.attention;
+  const layout::LayerPages& pages = problem.pages;
+  const int64_t channels = pages.channels, b = row / problem.tokens, t = row % problem.tokens;
+  const float* cos = block.cos + b * block.rope_batch_stride + t * block.rotary;
+  const float* sin = block.sin + b * block.rope_batch_stride + t * block.rotary;
+  for (int64_t head = 0; head < problem.heads + pages.heads; ++head) {
+    float* x = qkv + head * channels;
+    const Norm& norm = head < problem.heads ? block.query_norm : block.key_norm;
+    if (norm.weight) kernels.rms_norm(x, norm.weight, norm.offset, norm.eps, channels, x);
+    kernels.rope(x, cos, sin, block.rotary);
+  }
+  const int64_t position = problem.past[b] + t;
+  const int32_t page = problem.page_table[b * problem.table_stride + position / layout::kPageTokens];
+  for (int64_t g = 0; g < pages.heads; ++g) {
+    const float* key = qkv + (problem.heads + g) * channels;
+    kernels.kv_store(key, key + pages.heads * channels, channels, pages.format, pages.head(page, g),
+                     position % layout::kPageTokens);
+  }
+}
+
+}  // namespace
+
+void run_attention_block(const AttentionBlock& block, const float* hidden, int64_t model, float* out, int threads) {
+  AttentionProblem problem = block.attention;
+  const int64_t rows = problem.batch * problem.tokens;
+  const int64_t heads_width = problem.heads * problem.pages.channels;
+  const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
+  PreparedRows input(block.qkv[0].format, rows, model);
+  LinearGroup qkv(block.qkv, rows, threads);
+  Attention attention(problem, threads);
+  Projection projection(block.output, block.output_norm, rows, threads);
+  float *normed = nullptr, *qkv_rows = nullptr, *attended = nullptr;
+  runtime::with_scratch(
+      [&](Carver& carver) {
+        input.plan(carver);
+        qkv.plan(carver);
+        attention.plan(carver);
+        projection.plan(carver);
+        normed = carver.take<float>(threads * model);
+        qkv_rows = carver.take<float>(rows * qkv.columns());
+        attended = carver.take<float>(rows * heads_width);
+        attention.bind(qkv_rows, qkv.columns(), attended, heads_width);
+      },
+      [&] {
+        runtime::parallel(threads, [&](const Team& team) {
+          const Range mine = team.share(rows);
+          for (int64_t row = mine.begin; row < mine.end; ++row)
+            input.prepare(row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
+          team.barrier();
+          qkv.multiply(team, input, {qkv_rows, qkv.columns()});
+          team.barrier();
+          for (int64_t row = mine.begin; row < mine.end; ++row)
+            finish_qkv_row(block, kernels, row, qkv_rows + row * qkv.columns());
+          team.barrier();
+          attention.run(team);
+          team.barrier();
+          for (int64_t row = mine.begin; row < mine.end; ++row) projection.input().prepare(row, attended + row * heads_width);
+          team.barrier();
+          projection.run(team, hidden, out);
+        });
+      });
+}
+
+void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
+  const int64_t ffn = block.down.depth;
+  const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
+  PreparedRows input(block.gate_up[0].format, rows, model);
+  LinearGroup gate_up(block.gate_up, rows, threads);
+  Projection projection(block.down, block.output_norm, rows, threads);
+  float *normed = nullptr, *gates = nullptr;
+  runtime::with_scratch(
+      [&](Carver& carver) {
+        input.plan(carver);
+        gate_up.plan(carver);
+        projection.plan(carver);
+        normed = carver.take<float>(threads * model);
+        gates = carver.take<float>(rows * 2 * ffn);
+      },
+      [&] {
+        runtime::parallel(threads, [&](const Team& team) {
+          const Range mine = team.share(rows);
+          for (int64_t row = mine.begin; row < mine.end; ++row)
+            input.prepare(row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
+          team.barrier();
+          gate_up.multiply(team, input, {gates, 2 * ffn});
+          team.barrier();
+          for (int64_t row = mine.begin; row < mine.end; ++row) {
+            float* gate = gates + row * 2 * ffn;
+            kernels.gated(gate, gate + ffn, block.gate, ffn, gate);
+            projection.input().prepare(row, gate);
+          }
+          team.barrier();
+          projection.run(team, hidden, out);
+        });
+      });
+}
+
+}  // namespace torch_cpullm::drivers

@@ -1,0 +1,43 @@
+// The two halves of a decoder layer, each one parallel region (design, decision 2):
+//
+//   attention: norm -> q,k,v -> head norms, rope, KV append -> attention -> output projection (-> norm) -> + residual
+//   MLP:       norm -> gate,up -> act(gate) * up            -> down projection                 (-> norm) -> + residual
+//
+// Rows are floats in and floats out; each arrow is a barrier at most.
+#pragma once
+#include <vector>
+
+#include "drivers/attention.h"
+#include "drivers/linear.h"
+
+namespace torch_cpullm::drivers {
+
+// x / rms(x) * (weight + offset); weight null: no norm at this place.
+struct Norm {
+  const float* weight = nullptr;
+  float eps = 0.0f;
+  float offset = 0.0f;
+};
+
+struct AttentionBlock {
+  std::vector<layout::PackedView> qkv;  // q, k, v, or one fused weight with that order of rows
+  layout::PackedView output;
+  Norm input_norm, query_norm, key_norm, output_norm;
+  const float *cos, *sin;  // [batch or 1][tokens][rotary]
+  int64_t rotary, rope_batch_stride;
+  AttentionProblem attention;  // all but q and out, which the block provides
+};
+
+// hidden[batch * tokens][model] -> out, same shape; may not overlap.
+void run_attention_block(const AttentionBlock& block, const float* hidden, int64_t model, float* out, int threads);
+
+struct MlpBlock {
+  std::vector<layout::PackedView> gate_up;  // gate, up, or one fused weight with that order of rows
+  layout::PackedView down;
+  Norm input_norm, output_norm;
+  kernels::Gate gate;
+};
+
+void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads);
+
+}  // namespace torch_cpullm::drivers

@@ -1,0 +1,175 @@
+// Sixteen lanes as two ymm registers. Include after the file's own includes: the rest of the file is compiled for AVX2
+// and FMA, and nothing outside it (no -m flags: inline functions of other headers stay baseline code).
+// TORCH_CPULLM_AVXVNNI, defined before the include, adds the 256-bit vpdpbusd.
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef TORCH_CPULLM_AVXVNNI
+#define TORCH_CPULLM_LANES "avxvnni"
+#define TORCH_CPULLM_TARGET "avx2,fma,avxvnni"
+#else
+#define TORCH_CPULLM_LANES "avx2"
+#define TORCH_CPULLM_TARGET "avx2,fma"
+#endif
+#include "isa/region.h"
+
+namespace torch_cpullm {
+namespace {
+
+// 16 ymm registers: 64 columns are 8 accumulators, so one row leaves 8 for weights and the broadcast; two would spill.
+constexpr int kLinearTileRows = 1;
+// 32 tokens are 4 ymm: 2 rows = 8 accumulators + 4 keys + 1 broadcast.
+constexpr int kScoreTileRows = 2;
+constexpr int kValueTileRows = 1;
+
+struct f32x16 {
+  __m256 lo, hi;
+};
+struct i32x16 {
+  __m256i lo, hi;
+};
+
+inline f32x16 zero_f32() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline f32x16 set1_f32(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline f32x16 load_f32(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline f32x16 load_f32_tail(const float* p, int count) {
+  alignas(32) float lanes[16] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(count) * sizeof(float));
+  return load_f32(lanes);
+}
+inline void store_f32(float* p, f32x16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+inline void store_f32_tail(float* p, f32x16 a, int count) {
+  alignas(32) float lanes[16];
+  store_f32(lanes, a);
+  std::memcpy(p, lanes, static_cast<size_t>(count) * sizeof(float));
+}
+inline f32x16 add(f32x16 a, f32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline f32x16 sub(f32x16 a, f32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline f32x16 mul(f32x16 a, f32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline f32x16 div(f32x16 a, f32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+inline f32x16 max(f32x16 a, f32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline f32x16 min(f32x16 a, f32x16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+inline f32x16 abs(f32x16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+inline f32x16 round_even(f32x16 a) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
+}
+inline f32x16 select_less(f32x16 x, f32x16 limit, f32x16 then, f32x16 otherwise) {
+  return {_mm256_blendv_ps(otherwise.lo, then.lo, _mm256_cmp_ps(x.lo, limit.lo, _CMP_LT_OQ)),
+          _mm256_blendv_ps(otherwise.hi, then.hi, _mm256_cmp_ps(x.hi, limit.hi, _CMP_LT_OQ))};
+}
+inline f32x16 zero_where_zero(f32x16 p, f32x16 otherwise) {
+  const __m256 zero = _mm256_setzero_ps();
+  return {_mm256_andnot_ps(_mm256_cmp_ps(p.lo, zero, _CMP_EQ_OQ), otherwise.lo),
+          _mm256_andnot_ps(_mm256_cmp_ps(p.hi, zero, _CMP_EQ_OQ), otherwise.hi)};
+}
+inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(keep));
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256 minus_infinity = _mm256_set1_ps(-INFINITY);
+  const __m256 drop_lo = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(bytes), zero));
+  const __m256 drop_hi = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), zero));
+  return {_mm256_blendv_ps(a.lo, minus_infinity, drop_lo), _mm256_blendv_ps(a.hi, minus_infinity, drop_hi)};
+}
+inline __m256 power_of_two(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
+  return {_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))};
+}
+inline float reduce_add(f32x16 a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float reduce_max(f32x16 a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline i32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline f32x16 to_f32(i32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+
+inline f32x16 load_as_f32(const float* p) { return load_f32(p); }
+inline f32x16 load_as_f32(const uint16_t* bf16) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16));
+  const __m256i lo = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bits));
+  const __m256i hi = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(bits, 1));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+}
+inline f32x16 load_as_f32(const int8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
+inline __m256i bf16_bits(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
+inline void store_bf16(uint16_t* p, f32x16 a) {
+  const __m256i packed = _mm256_packus_epi32(bf16_bits(a.lo), bf16_bits(a.hi));  // interleaves 128-bit halves
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+inline int32_t store_s8(int8_t* p, f32x16 a) {
+  const __m256i lo = _mm256_cvtps_epi32(a.lo), hi = _mm256_cvtps_epi32(a.hi);
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  const __m256i eight = _mm256_add_epi32(lo, hi);
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+inline __m256i dot4(__m256i acc, __m256i weight_u8, __m256i activation_s8) {
+#ifdef TORCH_CPULLM_AVXVNNI
+  return _mm256_dpbusd_avx_epi32(acc, weight_u8, activation_s8);
+#else
+  // maddubs adds two products in 16 bits: 255 * 127 * 2 would saturate. With the offset taken off the weight again,
+  // |weight| <= 127 and 127 * 127 * 2 = 32258 fits; the activation takes over the weight's sign.
+  const __m256i weight_s8 = _mm256_xor_si256(weight_u8, _mm256_set1_epi8(static_cast<char>(0x80)));
+  const __m256i magnitude = _mm256_abs_epi8(weight_s8);
+  const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(activation_s8, weight_s8));
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
+  const __m256i a = _mm256_set1_epi32(activation);
+  return {dot4(acc.lo, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)), a),
+          dot4(acc.hi, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 32)), a)};
+}
+inline __m256 dot2(__m256 acc, __m256i weight_pairs, __m256 even, __m256 odd) {
+  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(weight_pairs, 16)), even, acc);
+  const __m256i high = _mm256_and_si256(weight_pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+  return _mm256_fmadd_ps(_mm256_castsi256_ps(high), odd, acc);
+}
+inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
+  const __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(activation << 16)));
+  const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(activation & 0xffff0000u)));
+  return {dot2(acc.lo, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)), even, odd),
+          dot2(acc.hi, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 16)), even, odd)};
+}
+
+}  // namespace
+}  // namespace torch_cpullm

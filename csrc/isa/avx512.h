@@ -1,0 +1,140 @@
+// Sixteen lanes as one zmm register. Include after the file's own includes: the rest of the file is compiled for the
+// features below. TORCH_CPULLM_AVX512VNNI or TORCH_CPULLM_AVX512BF16, defined before the include, add one instruction
+// each; feature sets are not nested (Ice Lake has VNNI without BF16, Cooper Lake both, Skylake-X none).
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12's own intrinsics start from a variable initialised with itself; the warning points into its header.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define TORCH_CPULLM_AVX512_BASE "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+#if defined(TORCH_CPULLM_AVX512VNNI)
+#define TORCH_CPULLM_LANES "avx512vnni"
+#define TORCH_CPULLM_TARGET TORCH_CPULLM_AVX512_BASE ",avx512vnni"
+#elif defined(TORCH_CPULLM_AVX512BF16)
+#define TORCH_CPULLM_LANES "avx512bf16"
+#define TORCH_CPULLM_TARGET TORCH_CPULLM_AVX512_BASE ",avx512bf16"
+#else
+#define TORCH_CPULLM_LANES "avx512"
+#define TORCH_CPULLM_TARGET TORCH_CPULLM_AVX512_BASE
+#endif
+#include "isa/region.h"
+
+namespace torch_cpullm {
+namespace {
+
+// 32 zmm registers: 6 rows x 64 columns = 24 accumulators + 4 weights + 1 broadcast, leaving 3.
+constexpr int kLinearTileRows = 6;
+// 12 rows x 32 tokens = 24 accumulators + 2 keys + 1 broadcast, leaving 5.
+constexpr int kScoreTileRows = 12;
+// 6 rows x 64 channels = 24 accumulators + 4 values + 1 broadcast, leaving 3.
+constexpr int kValueTileRows = 6;
+
+using f32x16 = __m512;
+using i32x16 = __m512i;
+
+inline __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
+
+inline f32x16 zero_f32() { return _mm512_setzero_ps(); }
+inline f32x16 set1_f32(float x) { return _mm512_set1_ps(x); }
+inline f32x16 load_f32(const float* p) { return _mm512_loadu_ps(p); }
+inline f32x16 load_f32_tail(const float* p, int count) { return _mm512_maskz_loadu_ps(first_lanes(count), p); }
+inline void store_f32(float* p, f32x16 a) { _mm512_storeu_ps(p, a); }
+inline void store_f32_tail(float* p, f32x16 a, int count) { _mm512_mask_storeu_ps(p, first_lanes(count), a); }
+inline f32x16 add(f32x16 a, f32x16 b) { return _mm512_add_ps(a, b); }
+inline f32x16 sub(f32x16 a, f32x16 b) { return _mm512_sub_ps(a, b); }
+inline f32x16 mul(f32x16 a, f32x16 b) { return _mm512_mul_ps(a, b); }
+inline f32x16 div(f32x16 a, f32x16 b) { return _mm512_div_ps(a, b); }
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return _mm512_fmadd_ps(a, b, c); }
+inline f32x16 max(f32x16 a, f32x16 b) { return _mm512_max_ps(a, b); }
+inline f32x16 min(f32x16 a, f32x16 b) { return _mm512_min_ps(a, b); }
+inline f32x16 abs(f32x16 a) { return _mm512_abs_ps(a); }
+inline f32x16 round_even(f32x16 a) {
+  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+inline f32x16 select_less(f32x16 x, f32x16 limit, f32x16 then, f32x16 otherwise) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), otherwise, then);
+}
+inline f32x16 zero_where_zero(f32x16 p, f32x16 otherwise) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(p, _mm512_setzero_ps(), _CMP_NEQ_UQ), otherwise);
+}
+inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(keep));
+  return _mm512_mask_blend_ps(_mm_test_epi8_mask(bytes, bytes), _mm512_set1_ps(-INFINITY), a);
+}
+inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+  return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+}
+inline float reduce_add(f32x16 a) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float reduce_max(f32x16 a) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+inline i32x16 set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
+inline f32x16 to_f32(i32x16 a) { return _mm512_cvtepi32_ps(a); }
+
+inline f32x16 load_as_f32(const float* p) { return _mm512_loadu_ps(p); }
+inline f32x16 load_as_f32(const uint16_t* bf16) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+inline f32x16 load_as_f32(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+// By hand and not with vcvtneps2bf16: that one flushes denormals, and needs another feature.
+inline void store_bf16(uint16_t* p, f32x16 a) {
+  const __m512i bits = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i chosen = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), rounded, quiet);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+}
+inline int32_t store_s8(int8_t* p, f32x16 a) {
+  const __m512i codes = _mm512_cvtps_epi32(a);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(codes));
+  return _mm512_reduce_add_epi32(codes);
+}
+
+// Both dot products in assembly: for the intrinsics GCC 12 copies the accumulator before and after every instruction and
+// spills a 6 x 4 tile (67 moves and 56 stack accesses in the inner loop; with "+v" none).
+#ifdef TORCH_CPULLM_AVX512VNNI
+inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
+  const __m512i w = _mm512_loadu_si512(weight), a = _mm512_set1_epi32(activation);
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a));
+  return acc;
+}
+#endif
+inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
+  const __m512i pairs = _mm512_loadu_si512(weight);
+#ifdef TORCH_CPULLM_AVX512BF16
+  const __m512i a = _mm512_set1_epi32(static_cast<int>(activation));
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(pairs), "v"(a));
+  return acc;
+#else
+  const __m512 even = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(activation << 16)));
+  const __m512 odd = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(activation & 0xffff0000u)));
+  acc = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), even, acc);
+  const __m512i high = _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(high), odd, acc);
+#endif
+}
+
+}  // namespace
+}  // namespace torch_cpullm

@@ -1,0 +1,32 @@
+// Functions of sixteen lanes. Include after the lanes, inside the target region.
+#pragma once
+
+namespace torch_cpullm {
+namespace {
+
+// exp(x) within 2 ulp; exactly 0 below -87.33 (where the result would be denormal), saturated above 88.37; NaN stays.
+// exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts so that n * ln 2 is exact in the first
+// (Cody and Waite). The polynomial is the minimax one of Cephes' expf: 6 coefficients, relative error 2^-24.
+inline f32x16 exp(f32x16 x) {
+  const f32x16 lowest = set1_f32(-87.33f);
+  const f32x16 clamped = max(lowest, min(set1_f32(88.37f), x));  // a NaN in x passes: the second operand wins
+  const f32x16 n = round_even(mul(clamped, set1_f32(1.44269504f)));
+  f32x16 r = fma(n, set1_f32(-0.693359375f), clamped);
+  r = fma(n, set1_f32(2.12194440e-4f), r);
+  f32x16 p = set1_f32(1.9875691500e-4f);
+  p = fma(p, r, set1_f32(1.3981999507e-3f));
+  p = fma(p, r, set1_f32(8.3334519073e-3f));
+  p = fma(p, r, set1_f32(4.1665795894e-2f));
+  p = fma(p, r, set1_f32(1.6666665459e-1f));
+  p = fma(p, r, set1_f32(5.0000001201e-1f));
+  const f32x16 e = add(fma(p, mul(r, r), r), set1_f32(1.0f));
+  return select_less(x, lowest, zero_f32(), scale_by_power_of_two(e, n));
+}
+
+inline f32x16 sigmoid(f32x16 x) { return div(set1_f32(1.0f), add(set1_f32(1.0f), exp(sub(zero_f32(), x)))); }
+
+// 2 * sigmoid(2x) - 1: absolute error 1e-7, enough for gates and soft caps (a relative one is lost near 0).
+inline f32x16 tanh(f32x16 x) { return fma(set1_f32(2.0f), sigmoid(add(x, x)), set1_f32(-1.0f)); }
+
+}  // namespace
+}  // namespace torch_cpullm

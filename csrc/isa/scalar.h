@@ -1,0 +1,176 @@
+// Sixteen lanes in plain C++: the definition of every lane operation, and the fallback that runs on any CPU.
+//
+// avx2.h and avx512.h define the same names with the same results, bit for bit: multiplications that feed an addition
+// are fused everywhere, and every reduction folds halves (16 -> 8 -> 4 -> 2 -> 1). A kernel body written once against
+// these names is therefore one algorithm, not three.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define TORCH_CPULLM_LANES "scalar"
+
+namespace torch_cpullm {
+namespace {
+
+// Rows a register tile may hold. One: a scalar tile gains nothing from more.
+constexpr int kLinearTileRows = 1;
+constexpr int kScoreTileRows = 1;
+constexpr int kValueTileRows = 1;
+
+struct f32x16 {
+  float v[16];
+};
+struct i32x16 {
+  int32_t v[16];
+};
+
+template <class Fn>
+inline f32x16 each_lane(Fn fn) {
+  f32x16 out;
+  for (int i = 0; i < 16; ++i) out.v[i] = fn(i);
+  return out;
+}
+
+inline f32x16 zero_f32() {
+  return each_lane([](int) { return 0.0f; });
+}
+inline f32x16 set1_f32(float x) {
+  return each_lane([&](int) { return x; });
+}
+inline f32x16 load_f32(const float* p) {
+  return each_lane([&](int i) { return p[i]; });
+}
+inline f32x16 load_f32_tail(const float* p, int count) {
+  return each_lane([&](int i) { return i < count ? p[i] : 0.0f; });
+}
+inline void store_f32(float* p, f32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline void store_f32_tail(float* p, f32x16 a, int count) {
+  for (int i = 0; i < count; ++i) p[i] = a.v[i];
+}
+inline f32x16 add(f32x16 a, f32x16 b) {
+  return each_lane([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline f32x16 sub(f32x16 a, f32x16 b) {
+  return each_lane([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline f32x16 mul(f32x16 a, f32x16 b) {
+  return each_lane([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline f32x16 div(f32x16 a, f32x16 b) {
+  return each_lane([&](int i) { return a.v[i] / b.v[i]; });
+}
+// a * b + c, rounded once.
+inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return each_lane([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+// The larger of a and b; b where either is NaN (the rule of the x86 instruction).
+inline f32x16 max(f32x16 a, f32x16 b) {
+  return each_lane([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline f32x16 min(f32x16 a, f32x16 b) {
+  return each_lane([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline f32x16 abs(f32x16 a) {
+  return each_lane([&](int i) { return std::fabs(a.v[i]); });
+}
+// Nearest integer, ties to even.
+inline f32x16 round_even(f32x16 a) {
+  return each_lane([&](int i) { return std::nearbyint(a.v[i]); });
+}
+// then where x < limit, otherwise.
+inline f32x16 select_less(f32x16 x, f32x16 limit, f32x16 then, f32x16 otherwise) {
+  return each_lane([&](int i) { return x.v[i] < limit.v[i] ? then.v[i] : otherwise.v[i]; });
+}
+// zero where p == 0, otherwise: keeps 0 * NaN out of a sum.
+inline f32x16 zero_where_zero(f32x16 p, f32x16 otherwise) {
+  return each_lane([&](int i) { return p.v[i] == 0.0f ? 0.0f : otherwise.v[i]; });
+}
+// -infinity where keep[i] == 0, else a.
+inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
+  return each_lane([&](int i) { return keep[i] ? a.v[i] : -INFINITY; });
+}
+// a * 2^n for integral n in [-126, 127], by adding to the exponent bits.
+inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
+  return each_lane([&](int i) {
+    const int32_t bits = (static_cast<int32_t>(n.v[i]) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return a.v[i] * power;
+  });
+}
+inline float reduce_add(f32x16 a) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+  return a.v[0];
+}
+inline float reduce_max(f32x16 a) {
+  for (int half = 8; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+  return a.v[0];
+}
+
+inline i32x16 set1_i32(int32_t x) {
+  i32x16 out;
+  for (int32_t& lane : out.v) lane = x;
+  return out;
+}
+inline f32x16 to_f32(i32x16 a) {
+  return each_lane([&](int i) { return static_cast<float>(a.v[i]); });
+}
+
+// Sixteen stored elements as float.
+inline f32x16 load_as_f32(const float* p) { return load_f32(p); }
+inline f32x16 load_as_f32(const uint16_t* bf16) {
+  return each_lane([&](int i) {
+    const uint32_t bits = static_cast<uint32_t>(bf16[i]) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+  });
+}
+inline f32x16 load_as_f32(const int8_t* p) {
+  return each_lane([&](int i) { return static_cast<float>(p[i]); });
+}
+
+// Rounded to bf16, ties to even; NaN stays NaN.
+inline uint16_t bf16_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline void store_bf16(uint16_t* p, f32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = bf16_bits(a.v[i]);
+}
+// Integral lanes in [-127, 127], as signed bytes; returns their sum.
+inline int32_t store_s8(int8_t* p, f32x16 a) {
+  int32_t sum = 0;
+  for (int i = 0; i < 16; ++i) sum += p[i] = static_cast<int8_t>(a.v[i]);
+  return sum;
+}
+
+// acc[n] += sum over 4 k of (unsigned weight[n][k]) * (signed activation[k]); weight: 16 columns x 4 k.
+inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
+  int8_t a[4];
+  std::memcpy(a, &activation, sizeof a);
+  for (int n = 0; n < 16; ++n)
+    for (int k = 0; k < 4; ++k) acc.v[n] += static_cast<int32_t>(weight[4 * n + k]) * a[k];
+  return acc;
+}
+// acc[n] += weight[n][0] * activation[0] + weight[n][1] * activation[1], in bf16 pairs; two fused steps.
+inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
+  const auto widen = [](uint32_t bits) {
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+  };
+  for (int n = 0; n < 16; ++n) {
+    acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight[2 * n]) << 16), widen(activation << 16), acc.v[n]);
+    acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight[2 * n + 1]) << 16), widen(activation & 0xffff0000u), acc.v[n]);
+  }
+  return acc;
+}
+
+}  // namespace
+}  // namespace torch_cpullm

@@ -1,0 +1,11 @@
+#include "kernels/linear/linear.h"
+
+#define TORCH_CPULLM_AVX512BF16
+#include "isa/avx512.h"
+#include "kernels/linear/linear_body.h"
+
+namespace torch_cpullm::kernels::avx512bf16 {
+
+const LinearKernel linear_bf16{run_tile<TileBf16>, kLinearTileRows};
+
+}  // namespace torch_cpullm::kernels::avx512bf16

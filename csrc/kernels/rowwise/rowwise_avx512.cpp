@@ -1,0 +1,10 @@
+#include "kernels/rowwise/rowwise.h"
+
+#include "isa/avx512.h"
+#include "kernels/rowwise/rowwise_body.h"
+
+namespace torch_cpullm::kernels::avx512 {
+
+const RowwiseKernels rowwise{rms_norm, quantize_s8, to_bf16, rope, gated, kv_store, kv_fetch};
+
+}  // namespace torch_cpullm::kernels::avx512

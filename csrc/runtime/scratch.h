@@ -1,0 +1,82 @@
+// Working memory of one op call, carved from a block that each calling thread keeps between calls: a decode step
+// allocates nothing. Blocks above kKeepBytes (a long prefill) are given back after the call.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+namespace torch_cpullm::runtime {
+
+constexpr size_t kKeepBytes = size_t{32} << 20;
+
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { std::free(block_); }
+
+  // Throws std::bad_alloc, which torch turns into a Python exception; nothing is half done at that point.
+  void reserve(size_t bytes) {
+    used_ = 0;
+    if (bytes <= size_) return;
+    std::free(block_);
+    block_ = nullptr;
+    size_ = 0;
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    block_ = static_cast<std::byte*>(std::aligned_alloc(4096, rounded));
+    if (!block_) throw std::bad_alloc();
+    size_ = rounded;
+  }
+  void trim() {
+    if (size_ <= kKeepBytes) return;
+    std::free(block_);
+    block_ = nullptr;
+    size_ = 0;
+  }
+  std::byte* take(size_t bytes) {
+    std::byte* start = block_ + used_;
+    used_ += (bytes + 63) / 64 * 64;
+    return start;
+  }
+
+ private:
+  std::byte* block_ = nullptr;
+  size_t size_ = 0, used_ = 0;
+};
+
+// Two passes over one plan: the first adds the sizes up, the second hands out pointers. A driver describes its buffers
+// in one function that takes a Carver, and the sizes can never disagree with the pointers.
+class Carver {
+ public:
+  explicit Carver(Scratch* scratch) : scratch_(scratch) {}
+  template <class T>
+  T* take(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    total_ += (bytes + 63) / 64 * 64;
+    return scratch_ ? reinterpret_cast<T*>(scratch_->take(bytes)) : nullptr;
+  }
+  size_t total() const { return total_; }
+
+ private:
+  Scratch* scratch_;
+  size_t total_ = 0;
+};
+
+Scratch& thread_scratch();
+
+// Lays `plan(Carver&)` out in the calling thread's scratch, then runs `body()`.
+template <class Plan, class Body>
+void with_scratch(const Plan& plan, const Body& body) {
+  Scratch& scratch = thread_scratch();
+  Carver sizes(nullptr);
+  plan(sizes);
+  scratch.reserve(sizes.total());
+  Carver pointers(&scratch);
+  plan(pointers);
+  body();
+  scratch.trim();
+}
+
+}  // namespace torch_cpullm::runtime

@@ -1,0 +1,210 @@
+"""Architectures with random weights: speed depends on the shape of a model, not on what it has learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from torch_cpullm.demo.steps import Advance, silent
+from torch_cpullm.demo.subject import CausalLM, Subject, prompt_length
+from torch_cpullm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SEED = 20_240_704
+STD = 0.02  # the initializer_range of every architecture below
+# Normal numbers are drawn once and laid over the parameters like wallpaper, since drawing 1.2 G of them takes 10 s and
+# copying 0.5 s. The length is a prime, so that no two rows or columns of a matrix start alike.
+WALLPAPER = 4_194_301
+
+
+def _llama_3_2_1b() -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        max_position_embeddings=131_072,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    )
+
+
+def _llama_2_7b() -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=4096,
+        intermediate_size=11_008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+
+
+def _tinyllama_1_1b() -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen2_5_0_5b() -> PreTrainedConfig:
+    return Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    )
+
+
+def _qwen3_0_6b() -> PreTrainedConfig:
+    return Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40_960,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+    )
+
+
+SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama-3.2-1b": _llama_3_2_1b,
+    "qwen2.5-0.5b": _qwen2_5_0_5b,
+    "qwen3-0.6b": _qwen3_0_6b,
+    "tinyllama-1.1b": _tinyllama_1_1b,
+    "llama-2-7b": _llama_2_7b,
+}
+
+
+def config_of(shape: str) -> PreTrainedConfig:
+    """Find the configuration of a name in `SHAPES`, or of any causal LM's config.json (or the folder that holds one).
+
+    Raises:
+        ConfigError: neither; the message lists the names.
+    """
+    if shape.lower() in SHAPES:
+        return SHAPES[shape.lower()]()
+    path = Path(shape)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"shape: expected one of {', '.join(SHAPES)}, or the path of a config.json; got '{shape}'")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"shape: '{shape}' is no configuration that transformers reads: {reason}") from error
+    return config
+
+
+def meta_model(config: PreTrainedConfig) -> CausalLM:
+    """Build the architecture without storage, bf16, on the meta device: to count parameters, and to fill afterwards.
+
+    Raises:
+        ConfigError: the configuration is not a causal LM's.
+    """
+    try:
+        with torch.device("meta"):
+            model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        raise ConfigError(
+            f"shape: expected a causal language model's configuration, got model_type '{config.model_type}'"
+        ) from error
+    return model
+
+
+def fill(model: CausalLM, seed: int = SEED, advance: Advance = silent) -> CausalLM:
+    """Give a meta model storage and random weights: normal(0, 0.02), norm gains and buffers as transformers sets them.
+
+    Args:
+        model: on the meta device; changed in place and returned.
+        seed: of the normal numbers.
+        advance: told the bytes that are filled.
+    """
+    model.to_empty(device="cpu")
+    model.tie_weights()  # to_empty gives each name storage of its own
+    generator = torch.Generator().manual_seed(seed)
+    paper = torch.empty(WALLPAPER).normal_(0.0, STD, generator=generator)
+    papers: dict[torch.dtype, torch.Tensor] = {}
+    named = dict(model.named_parameters())
+    done, total = 0, sum(parameter.nbytes for parameter in named.values())
+    for name, parameter in named.items():
+        done += parameter.nbytes
+        if parameter.dim() < 2 and not name.endswith("bias"):
+            continue
+        offset = int(torch.randint(WALLPAPER, (1,), generator=generator))
+        _lay(parameter.detach().view(-1), papers.setdefault(parameter.dtype, paper.to(parameter.dtype)), offset)
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # so that transformers sets only the rest
+        advance(done, total)
+    model.initialize_weights()  # type: ignore[no-untyped-call]  # norm gains, rope frequencies
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _lay(target: torch.Tensor, paper: torch.Tensor, offset: int) -> None:
+    position = 0
+    while position < len(target):
+        piece = paper[offset : offset + len(target) - position]
+        target[position : position + len(piece)] = piece
+        position, offset = position + len(piece), 0
+
+
+def random_subject(shape: str, new_tokens: int, advance: Advance = silent) -> Subject:
+    """Make a shape with random weights in bf16, ready to be timed; its prompt is random too.
+
+    Raises:
+        ConfigError: from `config_of`, `meta_model` or `prompt_length`, before any weight is made.
+    """
+    model = meta_model(config_of(shape))
+    length = prompt_length(model, new_tokens)
+    generator = torch.Generator().manual_seed(SEED)
+    return Subject(
+        name=f"{Path(shape).name}, random weights",
+        model=fill(model, advance=advance),
+        prompt_BT=torch.randint(model.config.vocab_size, (1, length), generator=generator),
+        text=None,
+    )
