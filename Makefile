@@ -57,8 +57,9 @@ sanitize: $(VENV)/.dev  ## the test suite under AddressSanitizer and UndefinedBe
 build: $(VENV)/.runtime
 	@$(PY) setup.py -q build_ext --inplace
 
-clean:  ## remove all that was built; .venv stays (rm -r .venv to remove that too)
-	rm -rf build torch_cpullm/_C*.so torch_cpullm.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .benchmarks .hypothesis
+clean:  ## remove what was built; .venv and build/train (the checkpoints of a training run) stay
+	rm -rf build/lib* build/temp* build/bdist* build/sanitize torch_cpullm/_C*.so torch_cpullm.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .benchmarks .hypothesis
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "PYTHON=$(PYTHON) is not on PATH; install the package python3 (apt, dnf)"; exit 1; }

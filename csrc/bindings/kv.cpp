@@ -1,7 +1,9 @@
 // The KV pool: appending, reading back, and attention over it.
 #include <ATen/Parallel.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 
 #include "bindings/kv_arguments.h"
 #include "bindings/ops.h"
@@ -87,6 +89,25 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, con
                                             [&](const runtime::Team& team) { attention.run(team); });
                         });
   return out.to(query.scalar_type());
+}
+
+at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const OptionalTensor& mask, double scale, double soft_cap) {
+  check_float(query, "query");
+  check_float(key, "key");
+  check_dims(query, 4, "query", "[B, T, H, C]");
+  check_dims(key, 4, "key", "[B, S, G, C]");
+  check_size(key, 0, query.size(0), "key", "[B, S, G, C]");
+  check_size(key, 3, query.size(3), "key", "[B, S, G, C]");
+  const int64_t batch = key.size(0), length = key.size(1), kv_heads = key.size(2), tokens = query.size(1);
+  TORCH_CHECK_VALUE(length >= tokens, "key: expected at least as many tokens as the query's ", tokens, ", got ", length);
+  const int64_t each = layout::ceil_div(length, layout::kPageTokens);
+  const at::TensorOptions ints = key.options().dtype(at::kInt).requires_grad(false);
+  at::Tensor pages = at::empty({batch * each, kv_layer_bytes(kv_heads, key.size(3), "f32")}, ints.dtype(at::kByte));
+  const at::Tensor table = at::arange(batch * each, ints).view({batch, each});
+  kv_append(pages, table, at::full({batch}, 0, ints), key, value, "f32");
+  return paged_attention(query, pages, table, at::full({batch}, length - tokens, ints), mask, kv_heads, "f32", scale,
+                         soft_cap);
 }
 
 }  // namespace torch_cpullm::bindings

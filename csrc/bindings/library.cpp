@@ -40,6 +40,9 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def(
       "paged_attention(Tensor query, Tensor pages, Tensor page_table, Tensor past, Tensor? mask, SymInt kv_heads, "
       "str format, float scale, float soft_cap) -> Tensor");
+  // The same over dense key, value [B, S, G, C]; the queries are the last T of the S tokens.
+  m.def(
+      "slim_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, float soft_cap) -> Tensor");
 
   // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added.
   m.def(
@@ -70,6 +73,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("kv_append", ops::kv_append);
   m.impl("kv_gather", ops::kv_gather);
   m.impl("paged_attention", ops::paged_attention);
+  m.impl("slim_attention", ops::slim_attention);
   m.impl("attention_block", ops::attention_block);
   m.impl("mlp_block", ops::mlp_block);
 }

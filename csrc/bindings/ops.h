@@ -34,6 +34,8 @@ std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::
 at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
                            const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads, c10::string_view format,
                            double scale, double soft_cap);
+at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+                          const OptionalTensor& mask, double scale, double soft_cap);
 
 // blocks.cpp
 at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const at::Tensor& output,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from torch_cpullm.config import KvCache, Weights
 from torch_cpullm.demo.bundled import bundled, checkpoint
 from torch_cpullm.demo.compare import Choices, compare
 from torch_cpullm.demo.report import table_of
@@ -19,8 +20,6 @@ from torch_cpullm.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch_cpullm.demo.subject import Subject
-
-Format = Literal["int8", "bf16", "keep"]
 
 app = typer.Typer(add_completion=False)
 
@@ -33,12 +32,12 @@ def main(
     model: Annotated[str, typer.Option(help="folder of a checkpoint of yours (default: the bundled model)")] = "",
     tokens: Annotated[int, typer.Option(help="new tokens to generate for each prompt and lap")] = 64,
     threads: Annotated[int, typer.Option(help="threads to compute with (0: torch's default)")] = 0,
-    weights: Annotated[Format, typer.Option(help="format of the optimised weights")] = "int8",
-    kv_cache: Annotated[Format, typer.Option(help="format of the optimised KV cache")] = "int8",
+    weights: Annotated[Weights, typer.Option(help="format of the optimised weights")] = "int8",
+    kv_cache: Annotated[KvCache, typer.Option(help="format of the optimised KV cache")] = "int8",
 ) -> None:
     """Run the same prompts through stock generate() and through the optimised one, then compare them in a table."""
     console = Console()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the steps show their own
+    transformers_logging.disable_progress_bar()  # the steps show their own
     if threads > 0:
         torch.set_num_threads(threads)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch_cpullm
 from torch_cpullm.demo.quality import perplexity, windows_of
@@ -16,6 +16,7 @@ from torch_cpullm.demo.timing import Speed, race
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from torch_cpullm.config import KvCache, Weights
     from torch_cpullm.demo.subject import CausalLM, Subject
 
 STOCK, OURS = "stock", "torch_cpullm"
@@ -27,8 +28,8 @@ HEADROOM = 1 << 30  # bytes left for activations, logits and the system
 class Choices:
     """What optimize() is told, and how much to generate."""
 
-    weights: Literal["int8", "bf16", "keep"]
-    kv_cache: Literal["int8", "bf16", "keep"]
+    weights: Weights
+    kv_cache: KvCache
     new_tokens: int
 
 
@@ -59,9 +60,7 @@ class Comparison:
 def fits_twice(subject: Subject, available: int | None = None) -> bool:
     """Whether a copy of the subject's model fits in memory beside it, together with the packed form of the copy."""
     free = _available() if available is None else available
-    return (
-        free > 1.6 * subject.weight_bytes + HEADROOM
-    )  # the copy, and one module's packed weights at a time on top of it
+    return free > 2 * subject.weight_bytes + HEADROOM  # the copy and its packed form, which for bf16 is as large
 
 
 def _available() -> int:

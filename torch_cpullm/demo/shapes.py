@@ -149,7 +149,7 @@ def meta_model(config: PreTrainedConfig) -> CausalLM:
     """
     try:
         with torch.device("meta"):
-            model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+            model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     except ValueError as error:
         raise ConfigError(
             f"shape: expected a causal language model's configuration, got model_type '{config.model_type}'"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    class CausalLM(PreTrainedModel):  # type: ignore[no-untyped-call]
+    class CausalLM(PreTrainedModel):
         """What every causal LM of transformers is; transformers itself has no type for a model that generates."""
 
         generate: Callable[..., Any]

@@ -1,0 +1,76 @@
+"""What a module computes, found by computing: a norm is RMS because its output equals the formula, not by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from torch_cpullm.detect.structure import ActivationName
+
+# Two orders above float32's rounding of these short sums, far below the difference of any two candidate formulas.
+_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class NormProbe:
+    """x / sqrt(mean(x^2) + eps) * (weight + offset)."""
+
+    eps: float
+    offset: float
+    width: int
+
+
+def probe_norm(module: nn.Module) -> NormProbe | None:
+    """Return the norm's numbers when `module` computes an RMS norm with a gain, else None.
+
+    The candidates for eps are the module's own scalar attributes; which one it is, and whether the gain is zero-centred,
+    is decided by comparing outputs on inputs small enough for eps to matter.
+    """
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or next(module.children(), None) is not None:
+        return None
+    candidates = {value for value in vars(module).values() if isinstance(value, float) and 0.0 <= value < 1e-2}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, weight.numel(), generator=generator) * torch.tensor([[1.0], [1e-2], [1e-3]])
+    with torch.no_grad():
+        try:
+            got = module(x.to(weight.dtype)).float()
+        except (RuntimeError, TypeError, ValueError):
+            return None
+        x, gain = x.to(weight.dtype).float(), weight.float()
+        tolerance = _TOLERANCE if weight.dtype == torch.float32 else 2e-2
+        found = []
+        for eps in sorted(candidates):
+            for offset in (0.0, 1.0):
+                expected = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (gain + offset)
+                error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+                found.append((error, eps, offset))
+    best = min(found, default=None)
+    if best is None or not best[0] <= tolerance:
+        return None
+    return NormProbe(eps=best[1], offset=best[2], width=weight.numel())
+
+
+def probe_activation(activation: object) -> ActivationName | None:
+    """Name the function that `activation` computes, or None when it is none of those the kernels have."""
+    if not callable(activation):
+        return None
+    x = torch.linspace(-6.0, 6.0, 97)
+    with torch.no_grad():
+        try:
+            got = activation(x)
+        except (RuntimeError, TypeError, ValueError):
+            return None
+    if not isinstance(got, torch.Tensor) or got.shape != x.shape:
+        return None
+    known: dict[ActivationName, torch.Tensor] = {
+        "silu": torch.nn.functional.silu(x),
+        "gelu_tanh": torch.nn.functional.gelu(x, approximate="tanh"),
+        "gelu_erf": torch.nn.functional.gelu(x),
+    }
+    for name, expected in known.items():
+        if torch.allclose(got, expected, atol=1e-6, rtol=1e-6):
+            return name
+    return None

@@ -1,0 +1,111 @@
+"""What detect() hands to plan(): names and numbers only, no modules and no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+ActivationName = Literal["silu", "gelu_tanh", "gelu_erf"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A part of the model that does not match, and why."""
+
+    path: str
+    class_name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class AttentionStructure:
+    """A self-attention block: child names under the layer, and its numbers.
+
+    `qkv` names three projections, or one fused one with the rows of q, k and v in that order.
+    """
+
+    path: str
+    qkv: tuple[str, ...]
+    output: str
+    query_norm: str | None
+    key_norm: str | None
+    heads: int
+    kv_heads: int
+    channels: int
+    scale: float
+    soft_cap: float
+    layer_index: int
+
+
+@dataclass(frozen=True)
+class MlpStructure:
+    """A gated MLP: child names under the layer, and its activation. `gate_up` names two projections or a fused one."""
+
+    path: str
+    gate_up: tuple[str, ...]
+    down: str
+    activation: ActivationName
+
+
+@dataclass(frozen=True)
+class LayerStructure:
+    """A decoder layer: norm, attention, (norm,) residual, norm, MLP, (norm,) residual.
+
+    Norm names are children of the layer; the output norms exist in sandwich-normed models only. All norms of a layer
+    share `eps` and `offset` (0, or 1 for zero-centred gains).
+    """
+
+    path: str
+    class_name: str
+    attention: AttentionStructure
+    mlp: MlpStructure | None
+    attention_norm: str
+    attention_output_norm: str | None
+    mlp_norm: str
+    mlp_output_norm: str | None
+    eps: float
+    offset: float
+
+    def kind(self) -> tuple[object, ...]:
+        """What two layers share when proving one proves the other."""
+        attention, mlp = self.attention, self.mlp
+        return (
+            self.class_name,
+            (attention.heads, attention.kv_heads, attention.channels, attention.scale, attention.soft_cap, attention.qkv),
+            (attention.query_norm, attention.key_norm),
+            (mlp.activation, mlp.gate_up) if mlp else None,
+            (self.attention_output_norm, self.mlp_output_norm, self.eps, self.offset),
+        )
+
+
+@dataclass(frozen=True)
+class LinearStructure:
+    """A plain linear layer. `role` is "head" for the output embedding; `tied_to` names the module it shares with."""
+
+    path: str
+    out_features: int
+    in_features: int
+    dtype: Dtype
+    role: Literal["projection", "head"]
+    tied_to: str | None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The model as torch_cpullm sees it."""
+
+    class_name: str
+    dtype: Dtype
+    layers: tuple[LayerStructure, ...]
+    linears: tuple[LinearStructure, ...]
+    findings: tuple[Finding, ...]
+    decoder_layers: int
+    generates: bool
+
+    def __repr__(self) -> str:
+        """Count, do not list: a model has hundreds of parts."""
+        return (
+            f"Structure({self.class_name}, {self.dtype}: {len(self.layers)} of {self.decoder_layers} decoder layers match, "
+            f"{len(self.linears)} linear layers, {len(self.findings)} findings)"
+        )

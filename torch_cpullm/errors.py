@@ -1,0 +1,23 @@
+"""Every exception this package raises on purpose. Messages name the argument, what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+
+class TorchCpuLlmError(Exception):
+    """Base of all errors of torch_cpullm."""
+
+
+class ConfigError(TorchCpuLlmError, ValueError):
+    """A choice in `Config` or an environment variable has a value that does not exist."""
+
+
+class UnsupportedModelError(TorchCpuLlmError, TypeError):
+    """The object given is nothing this package can optimise, explain or restore."""
+
+
+class PackedWeightError(TorchCpuLlmError, ValueError):
+    """A packed weight cannot do what was asked of it: another device, another shape, another layout version."""
+
+
+class OutOfPagesError(TorchCpuLlmError, MemoryError):
+    """The KV pool has reached its limit. The pool is as it was before the call that raised."""

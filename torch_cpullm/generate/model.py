@@ -1,0 +1,61 @@
+"""The class of an optimised model: the user's own, with a paged cache wherever transformers would make a dynamic one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+
+from torch_cpullm.kv import LayerSpec, PagedCache
+
+_OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values that leave the choice to us
+
+
+class PagedModel:
+    """Mixin in front of a model's own class; `_cpullm_kv` lists the layers' share of a page.
+
+    A cache the user passes is used as it is; `cache_implementation="static"` and the like still get transformers' own.
+    """
+
+    _cpullm_kv: list[LayerSpec]
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+        if (
+            model_kwargs.get("past_key_values") is None
+            and generation_config.use_cache is not False
+            and generation_config.cache_implementation in _OWN_CACHE
+        ):
+            model_kwargs["past_key_values"] = PagedCache(self._cpullm_kv)
+            return None
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the original class, which can be imported; ours is made on the fly."""
+        return _rebuild, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[attr-defined]
+
+
+def _wrap_forward(original: type[nn.Module]) -> Any:
+    inner = original.forward
+
+    @functools.wraps(inner)  # generate() reads the signature
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        use_cache = kwargs.get("use_cache")
+        wanted = self.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
+        if wanted and not self.training and len(args) <= 1 and kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = PagedCache(self._cpullm_kv)
+        return inner(self, *args, **kwargs)
+
+    return forward
+
+
+@functools.cache
+def paged_class(original: type[nn.Module]) -> type[nn.Module]:
+    """The class of `original`'s optimised models: same name, because checkpoints record it."""
+    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (PagedModel, original), {**names, "forward": _wrap_forward(original)})
+
+
+def _rebuild(original: type[nn.Module]) -> nn.Module:
+    made = paged_class(original)
+    return made.__new__(made)

@@ -1,0 +1,155 @@
+"""A decoder layer whose halves are fused ops. The class of the original layer stays its base class."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_cpullm.detect.structure import AttentionStructure, LayerStructure, MlpStructure
+from torch_cpullm.kv import LayerSpec, PagedCache
+from torch_cpullm.modules.notice import warn_once
+from torch_cpullm.ops import block as ops
+from torch_cpullm.ops.linear import Format
+
+
+class FusedLayer:
+    """Mixin in front of a model's own decoder layer class; made by `fused_class`, set by swap.py.
+
+    `_cpullm` holds the LayerStructure and what is fused. Whatever the fused ops do not do (training, gradients,
+    attention weights as output, a foreign cache) goes to the original forward, with a warning once.
+    """
+
+    _cpullm: FusedParts
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the original; hidden_states [B, T, D] in and out."""
+        reason = why_not_fused(self, hidden_states, args, kwargs)
+        if reason:
+            warn_once(f"{type(self).__name__} runs its original forward: {reason}")
+            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
+        parts = self._cpullm
+        hidden_BTD = _attention(self, parts, hidden_states, kwargs)
+        if parts.fuse_mlp and parts.structure.mlp is not None:
+            return _mlp(self, parts.structure, parts.structure.mlp, hidden_BTD)
+        return _original_mlp(self, parts.structure, hidden_BTD)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by the original class, which can be imported; ours is made on the fly."""
+        return _rebuild, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[attr-defined]
+
+
+class FusedParts:
+    """What a fused layer knows about itself."""
+
+    def __init__(self, structure: LayerStructure, fuse_mlp: bool, kv_format: Format) -> None:
+        self.structure = structure
+        self.fuse_mlp = fuse_mlp
+        attention = structure.attention
+        self.spec = LayerSpec(attention.kv_heads, attention.channels, kv_format)
+        self.norm = ops.NormNumbers(structure.eps, structure.offset)
+        self.numbers = ops.AttentionNumbers(attention.heads, attention.kv_heads, attention.scale, attention.soft_cap)
+
+
+@functools.cache
+def fused_class(original: type[nn.Module]) -> type[nn.Module]:
+    """The class of `original`'s fused layers: same name, so that reports and checkpoints read as before."""
+    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, (FusedLayer, original), names)
+
+
+def _rebuild(original: type[nn.Module]) -> nn.Module:
+    made = fused_class(original)
+    return made.__new__(made)
+
+
+def why_not_fused(layer: Any, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """The reason this call must take the original path, or None."""
+    if layer.training:
+        return "the model is in training mode (model.eval() for speed)"
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return "gradients are enabled (use torch.no_grad() for speed)"
+    if torch.compiler.is_compiling():
+        return "torch.compile traces it"
+    if args:
+        return "it was called with positional arguments"
+    if kwargs.get("output_attentions") or getattr(layer.self_attn.config, "output_attentions", False):
+        return "output_attentions asks for attention weights, which a fused block never forms"
+    cache = kwargs.get("past_key_values")
+    if cache is not None and not isinstance(cache, PagedCache):
+        return f"past_key_values is a {type(cache).__name__}, not the paged cache generate() makes by itself"
+    if kwargs.get("cache") is not None:
+        return "continuous batching brings its own cache"
+    mask = kwargs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 4):
+        return "attention_mask is not a boolean mask of four dimensions"
+    if hidden.device.type != "cpu":
+        return f"hidden states are on {hidden.device.type}"
+    if not isinstance(kwargs.get("position_embeddings"), tuple):
+        return "position_embeddings (cos, sin) were not passed"
+    return None
+
+
+def _attention(layer: Any, parts: FusedParts, hidden_BTD: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+    structure, attention = parts.structure, parts.structure.attention
+    module = getattr(layer, attention.path)
+    cache: PagedCache | None = kwargs.get("past_key_values")
+    batch, tokens = hidden_BTD.shape[:2]
+    if cache is None:  # no past, and nothing to remember: pages for the length of this call
+        slot = PagedCache([parts.spec], limit_bytes=_bytes_for(parts.spec, batch, tokens)).layers[0]
+    else:
+        slot = cache.layers[attention.layer_index]
+    kv = slot.open(batch, tokens)
+    out_BTD = ops.attention_block(
+        hidden_BTD,
+        _attention_weights(layer, structure, attention, module),
+        kwargs["position_embeddings"],
+        kv,
+        kwargs.get("attention_mask"),
+        parts.numbers,
+        parts.norm,
+    )
+    slot.close(tokens)
+    return out_BTD
+
+
+def _bytes_for(spec: LayerSpec, batch: int, tokens: int) -> int:
+    from torch_cpullm.ops.attention import PAGE_TOKENS
+
+    return spec.page_bytes * batch * -(-tokens // PAGE_TOKENS)
+
+
+def _attention_weights(layer: Any, structure: LayerStructure, attention: AttentionStructure, module: Any) -> ops.AttentionWeights:
+    return ops.AttentionWeights(
+        qkv=[getattr(module, name).packed for name in attention.qkv],
+        output=getattr(module, attention.output).packed,
+        input_norm_D=getattr(layer, structure.attention_norm).weight,
+        query_norm_C=getattr(module, attention.query_norm).weight if attention.query_norm else None,
+        key_norm_C=getattr(module, attention.key_norm).weight if attention.key_norm else None,
+        output_norm_D=_gain(layer, structure.attention_output_norm),
+    )
+
+
+def _gain(layer: Any, name: str | None) -> torch.Tensor | None:
+    return getattr(layer, name).weight if name else None
+
+
+def _mlp(layer: Any, structure: LayerStructure, mlp: MlpStructure, hidden_BTD: torch.Tensor) -> torch.Tensor:
+    module = getattr(layer, mlp.path)
+    weights = ops.MlpWeights(
+        gate_up=[getattr(module, name).packed for name in mlp.gate_up],
+        down=getattr(module, mlp.down).packed,
+        input_norm_D=getattr(layer, structure.mlp_norm).weight,
+        output_norm_D=_gain(layer, structure.mlp_output_norm),
+    )
+    return ops.mlp_block(hidden_BTD, weights, mlp.activation, layer._cpullm.norm)
+
+
+def _original_mlp(layer: Any, structure: LayerStructure, hidden_BTD: torch.Tensor) -> torch.Tensor:
+    """The layer's own MLP (a mixture of experts, say) between our norm order and residual."""
+    out_BTD = layer.mlp(getattr(layer, structure.mlp_norm)(hidden_BTD))
+    if structure.mlp_output_norm:
+        out_BTD = getattr(layer, structure.mlp_output_norm)(out_BTD)
+    return hidden_BTD + out_BTD

@@ -1,0 +1,226 @@
+"""The only file that changes the user's model, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from torch_cpullm.generate.model import PagedModel, paged_class
+from torch_cpullm.modules import attention
+from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
+from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.modules.proof import Call, ProofError, prove_layer, record_calls
+from torch_cpullm.ops.linear import Format
+from torch_cpullm.pack import check_packed_linear, pack_linear
+from torch_cpullm.plan import LayerPlan, LinearPlan, Plan
+from torch_cpullm.plan.explain import Explanation, Row
+
+STATE = "_cpullm_state"
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Swapped:
+    """What an optimised model remembers about itself; kept in the attribute STATE."""
+
+    plan: Plan
+    explanation: Explanation
+    attention_before: str | None
+
+
+def state_of(model: nn.Module) -> Swapped | None:
+    """The state of an optimised model, None of any other."""
+    state = vars(model).get(STATE)
+    return state if isinstance(state, Swapped) else None
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared storages once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
+    return sum(storages.values())
+
+
+def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: Format) -> FusedParts:
+    """Give a layer its fused class; its linear layers must be packed already."""
+    parts = FusedParts(plan.structure, plan.fuse_mlp, kv_format)
+    layer.__class__ = fused_class(type(layer))
+    vars(layer)["_cpullm"] = parts
+    return parts
+
+
+def _fuse_trial(plan: LayerPlan) -> Callable[[nn.Module], Any]:
+    """For a proof: pack a copy's linear layers in float32 and fuse it."""
+
+    def fuse(copy: nn.Module) -> Any:
+        structure = plan.structure
+        names = [(structure.attention.path, name) for name in (*structure.attention.qkv, structure.attention.output)]
+        if structure.mlp and plan.fuse_mlp:
+            names += [(structure.mlp.path, name) for name in (*structure.mlp.gate_up, structure.mlp.down)]
+        for parent, name in names:
+            linear = getattr(getattr(copy, parent), name)
+            PackedLinear.take_over(linear, pack_linear(linear, "f32"), "f32", None)
+        return fuse_layer(copy, plan, "f32").spec
+
+    return fuse
+
+
+def prove(model: nn.Module, plan: Plan) -> Plan:
+    """The plan without the layers whose fused twin does not give what the original gives."""
+    kinds: dict[tuple[object, ...], LayerPlan] = {}
+    for layer in plan.layers:
+        if layer.fuse_attention:
+            kinds.setdefault(layer.structure.kind(), layer)
+    if not kinds:
+        return plan
+    try:
+        calls = record_calls(model, [layer.structure.path for layer in kinds.values()])
+    except ProofError as failure:
+        for kind in kinds:
+            plan = plan.without(kind, str(failure))
+        return plan
+    for kind, layer in kinds.items():
+        recorded: list[Call] = calls[layer.structure.path]
+        try:
+            prove_layer(model.get_submodule(layer.structure.path), layer.structure, recorded, _fuse_trial(layer))
+        except ProofError as failure:
+            plan = plan.without(kind, str(failure))
+    return plan
+
+
+def _pack_one(model: nn.Module, linear: LinearPlan, check: bool) -> Row:
+    structure = linear.structure
+    module = model.get_submodule(structure.path)
+    before = module.weight.untyped_storage().nbytes()  # type: ignore[union-attr]
+    row = Row(structure.path, "Linear", "left alone", before, before, linear.reason)
+    if linear.format is None or not isinstance(module, nn.Linear):
+        return row
+    packed = pack_linear(module, linear.format)
+    if check:
+        result = check_packed_linear(module, packed, linear.format)
+        if not result.passed:
+            reason = f"{linear.format} would change its output by {result.error:.1%} (allowed {result.limit:.1%})"
+            return Row(structure.path, "Linear", "left alone", before, before, reason)
+    tied = model.get_submodule(structure.tied_to) if structure.tied_to is not None else None
+    PackedLinear.take_over(module, packed, linear.format, tied)
+    return Row(structure.path, "Linear", linear.format, 0 if tied else before, packed.numel(), linear.reason)
+
+
+def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
+    """A layer loses its fusion when the check kept one of its weights from being packed."""
+    for layer in plan.layers:
+        structure = layer.structure
+        names = [f"{structure.attention.path}.{name}" for name in (*structure.attention.qkv, structure.attention.output)]
+        if structure.mlp and layer.fuse_mlp:
+            names += [f"{structure.mlp.path}.{name}" for name in (*structure.mlp.gate_up, structure.mlp.down)]
+        for name in names:
+            module = model.get_submodule(f"{structure.path}.{name}")
+            if layer.fuse_attention and not isinstance(module, PackedLinear):
+                plan = plan.without(structure.kind(), f"{structure.path}.{name} could not be packed")
+    return plan
+
+
+def _set_attention(model: Any, name: str) -> str | None:
+    """Choose the attention function; returns why not, if not."""
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, AttributeError, ImportError, NotImplementedError) as error:
+        return f"transformers refused: {error}"
+    return None
+
+
+def swap(model: nn.Module, plan: Plan, progress: Progress | None = None) -> Explanation:
+    """Do what the plan says, in place; prove first where its config asks for it. Returns what was done."""
+    before = weight_bytes(model)
+    attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    notes = [f"attention: {_use_slim_attention(model, plan)}"]
+    if plan.config.check:
+        plan = prove(model, plan)
+    rows = []
+    for index, linear in enumerate(plan.linears):
+        if progress:
+            progress(index, len(plan.linears), linear.structure.path)
+        rows.append(_pack_one(model, linear, plan.config.check))
+    if progress:
+        progress(len(plan.linears), len(plan.linears), "")
+    plan = _layers_with_packed_weights(model, plan)
+    rows += [_fuse_one(model, layer, plan) for layer in plan.layers]
+    rows += [Row(f.path, f.class_name, "left alone", 0, 0, f.reason) for f in plan.structure.findings]
+    per_token_before, per_token = _use_paged_cache(model, plan)
+    notes.append(f"KV cache: {plan.kv.format or 'as it was'} ({plan.kv.reason})")
+    if not plan.config.check:
+        notes.append("check=False: nothing was proven")
+    explanation = Explanation(
+        model=plan.structure.class_name,
+        swapped=tuple(row for row in rows if row.action != "left alone"),
+        left_alone=tuple(row for row in rows if row.action == "left alone"),
+        weight_bytes_before=before,
+        weight_bytes_after=weight_bytes(model),
+        kv_bytes_per_token=per_token,
+        kv_bytes_per_token_before=per_token_before,
+        notes=tuple(notes),
+    )
+    vars(model)[STATE] = Swapped(plan, explanation, attention_before)
+    return explanation
+
+
+def _use_slim_attention(model: nn.Module, plan: Plan) -> str:
+    if plan.config.attention == "keep":
+        return "the model's own (attention='keep')"
+    attention.register()
+    refused = _set_attention(model, attention.NAME)
+    return f"the model's own ({refused})" if refused else "slim"
+
+
+def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan) -> Row:
+    structure = layer.structure
+    if not layer.fuse_attention or plan.kv.format is None:
+        return Row(structure.path, structure.class_name, "left alone", 0, 0, layer.reason)
+    fuse_layer(model.get_submodule(structure.path), layer, plan.kv.format)
+    action = "fused attention + MLP" if layer.fuse_mlp else "fused attention"
+    return Row(structure.path, structure.class_name, action, 0, 0, layer.reason)
+
+
+def _use_paged_cache(model: nn.Module, plan: Plan) -> tuple[float, float]:
+    """Swap the model's class where there is a pool; returns KV bytes per token before and now."""
+    element = {"float32": 4, "bfloat16": 2, "float16": 2}[plan.structure.dtype]
+    shapes = [(layer.structure.attention.kv_heads, layer.structure.attention.channels) for layer in plan.layers]
+    before = float(sum(2 * heads * channels * element for heads, channels in shapes))
+    if plan.kv.format is None:
+        return before, before
+    layers = sorted(plan.layers, key=lambda layer: layer.structure.attention.layer_index)
+    specs = [model.get_submodule(layer.structure.path)._cpullm.spec for layer in layers]  # type: ignore[union-attr]
+    model.__class__ = paged_class(type(model))
+    vars(model)["_cpullm_kv"] = specs
+    from torch_cpullm.ops.attention import PAGE_TOKENS
+
+    return before, sum(spec.page_bytes for spec in specs) / PAGE_TOKENS
+
+
+def _swapped_modules(model: nn.Module) -> Iterator[nn.Module]:
+    yield from (module for module in model.modules() if isinstance(module, (PackedLinear, FusedLayer)))
+
+
+def unswap(model: Any) -> bool:
+    """Put the original classes back, weights dequantised. Returns whether any weight had lost precision."""
+    state = state_of(model)
+    if state is None:
+        return False
+    lossy = False
+    for module in list(_swapped_modules(model)):
+        if isinstance(module, PackedLinear):
+            lossy = lossy or (vars(module)["_format"] == "int8" and not vars(module)["_tied"])
+            module.give_back()
+        else:
+            module.__class__ = type(module).__mro__[2]
+            vars(module).pop("_cpullm", None)
+    if isinstance(model, PagedModel):
+        model.__class__ = type(model).__mro__[2]
+        vars(model).pop("_cpullm_kv", None)
+    if state.attention_before is not None and state.plan.config.attention == "slim":
+        _set_attention(model, state.attention_before)
+    vars(model).pop(STATE, None)
+    return lossy

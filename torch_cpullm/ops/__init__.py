@@ -1,0 +1,1 @@
+"""Front of torch.ops.torch_cpullm.*: signatures, docstrings and fake kernels, one family per file."""

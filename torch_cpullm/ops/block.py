@@ -1,0 +1,114 @@
+"""The two halves of a decoder layer, one op each (csrc/drivers/blocks.h draws the phases)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from torch_cpullm.ops.attention import KvPages
+from torch_cpullm.ops.library import kernels
+from torch_cpullm.ops.rowwise import Activation
+
+
+@dataclass(frozen=True)
+class NormNumbers:
+    """The numbers all RMS norms of a layer share: x / sqrt(mean(x^2) + eps) * (weight + offset)."""
+
+    eps: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """Tensors of an attention block: packed weights, and norm gains [D] or [C] in any float dtype (None: no norm).
+
+    `qkv` holds q, k and v, or one fused weight with their rows in that order.
+    """
+
+    qkv: list[torch.Tensor]
+    output: torch.Tensor
+    input_norm_D: torch.Tensor
+    query_norm_C: torch.Tensor | None
+    key_norm_C: torch.Tensor | None
+    output_norm_D: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class AttentionNumbers:
+    """Head counts, the factor on scores, and the soft cap on them (0: none)."""
+
+    heads: int
+    kv_heads: int
+    scale: float
+    soft_cap: float
+
+
+@dataclass(frozen=True)
+class MlpWeights:
+    """Tensors of an MLP block. `gate_up` holds gate and up, or one fused weight with their rows in that order."""
+
+    gate_up: list[torch.Tensor]
+    down: torch.Tensor
+    input_norm_D: torch.Tensor
+    output_norm_D: torch.Tensor | None
+
+
+def attention_block(
+    hidden_BTD: torch.Tensor,
+    weights: AttentionWeights,
+    rope_BTR: tuple[torch.Tensor, torch.Tensor],
+    kv: KvPages,
+    mask: torch.Tensor | None,
+    numbers: AttentionNumbers,
+    norm: NormNumbers,
+) -> torch.Tensor:
+    """hidden + output_norm(W_o attention(rope(W_qkv input_norm(hidden)))), and the new keys and values into the pool.
+
+    Args:
+        hidden_BTD: float32, bfloat16 or float16; float32 inside.
+        weights: see AttentionWeights.
+        rope_BTR: cos and sin, [B or 1, T, R].
+        kv: the layer's pages; tokens past .. past + T - 1 are written.
+        mask: as in `paged_attention`.
+        numbers: see AttentionNumbers.
+        norm: see NormNumbers.
+    """
+    return kernels.attention_block(
+        hidden_BTD,
+        weights.qkv,
+        weights.output,
+        weights.input_norm_D,
+        weights.query_norm_C,
+        weights.key_norm_C,
+        weights.output_norm_D,
+        *rope_BTR,
+        kv.pages,
+        kv.table_BP,
+        kv.past_B,
+        mask,
+        numbers.heads,
+        numbers.kv_heads,
+        kv.format,
+        norm.eps,
+        norm.offset,
+        numbers.scale,
+        numbers.soft_cap,
+    )
+
+
+def mlp_block(hidden_BTD: torch.Tensor, weights: MlpWeights, activation: Activation, norm: NormNumbers) -> torch.Tensor:
+    """hidden + output_norm(W_down(activation(W_gate x) * (W_up x))), x = input_norm(hidden)."""
+    return kernels.mlp_block(
+        hidden_BTD, weights.gate_up, weights.down, weights.input_norm_D, weights.output_norm_D, activation, norm.eps, norm.offset
+    )
+
+
+@torch.library.register_fake("torch_cpullm::attention_block")
+def _(hidden: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("torch_cpullm::mlp_block")
+def _(hidden: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty_like(hidden, memory_format=torch.contiguous_format)

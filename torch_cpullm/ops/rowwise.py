@@ -1,0 +1,50 @@
+"""The operations on single rows between the products: norm, rope, gate."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from torch_cpullm.ops.library import kernels
+
+Activation = Literal["silu", "gelu_tanh", "gelu_erf"]
+
+
+def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    """x [..., D] / sqrt(mean(x^2) + eps) * (weight + offset), in float32 inside, x's dtype outside.
+
+    Source: Zhang and Sennrich 2019, equation 4; offset 1 is Gemma's zero-centred gain.
+    """
+    return kernels.rms_norm(x, weight_D, eps, offset)
+
+
+def rope(x_BTHC: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor) -> torch.Tensor:
+    """Rotate the first R channels of every head, half-split pairs (i, i + R/2). Source: RoFormer, section 3.4.2.
+
+    Args:
+        x_BTHC: queries or keys.
+        cos_BTR: as the model computes them, [B or 1, T, R], R even and at most C; serves every rope scaling.
+        sin_BTR: likewise.
+    """
+    return kernels.rope(x_BTHC, cos_BTR, sin_BTR)
+
+
+def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """activation(gate) * up, same shape. Source: Shazeer 2020, GLU variants."""
+    return kernels.gated(gate, up, activation)
+
+
+@torch.library.register_fake("torch_cpullm::rms_norm")
+def _(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("torch_cpullm::rope")
+def _(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.register_fake("torch_cpullm::gated")
+def _(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+    return torch.empty_like(gate, memory_format=torch.contiguous_format)

@@ -1,0 +1,137 @@
+"""The decisions, one function each, and the Plan they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch_cpullm.config import Config, Weights
+from torch_cpullm.detect.structure import Dtype, LayerStructure, LinearStructure, Structure
+
+PackedFormat = Literal["f32", "bf16", "int8"]
+
+# float16 is no packed format: float32 would double its bytes, and the other two would not keep its values.
+_KEPT: dict[Dtype, PackedFormat | None] = {"float32": "f32", "bfloat16": "bf16", "float16": None}
+
+
+@dataclass(frozen=True)
+class LinearPlan:
+    """One linear layer: the format to pack it in, or None to leave it alone."""
+
+    structure: LinearStructure
+    format: PackedFormat | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One decoder layer: which halves become fused ops."""
+
+    structure: LayerStructure
+    fuse_attention: bool
+    fuse_mlp: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class KvPlan:
+    """The cache: the pool's format, or None for transformers' own."""
+
+    format: PackedFormat | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything swap() will do, and why."""
+
+    structure: Structure
+    config: Config
+    linears: tuple[LinearPlan, ...]
+    layers: tuple[LayerPlan, ...]
+    kv: KvPlan
+
+    def __repr__(self) -> str:
+        """Say what will happen in one line."""
+        packed = [linear.format for linear in self.linears if linear.format]
+        return (
+            f"Plan({self.structure.class_name}: {len(packed)} linear layers in {'/'.join(sorted(set(packed))) or 'nothing'}, "
+            f"{sum(layer.fuse_attention for layer in self.layers)} attention and "
+            f"{sum(layer.fuse_mlp for layer in self.layers)} MLP blocks fused, KV {self.kv.format or 'as it is'})"
+        )
+
+    def without(self, kind: tuple[object, ...], reason: str) -> Plan:
+        """The plan with all layers of one kind left alone: what a failed proof leads to."""
+        layers = tuple(
+            replace(layer, fuse_attention=False, fuse_mlp=False, reason=reason)
+            if layer.structure.kind() == kind
+            else layer
+            for layer in self.layers
+        )
+        return _consistent(replace(self, layers=layers))
+
+
+def choose_linear_format(linear: LinearStructure, config: Config) -> tuple[PackedFormat | None, str]:
+    """Pick one layer's format: what its role was configured to, or what its dtype allows to keep."""
+    choice: Weights = (config.lm_head or config.weights) if linear.role == "head" else config.weights
+    if choice != "keep":
+        return choice, f"{'lm_head' if linear.role == 'head' and config.lm_head else 'weights'}={choice!r}"
+    kept = _KEPT[linear.dtype]
+    if kept is None:
+        return None, f"weights='keep': no packed format keeps {linear.dtype} exactly; use 'bf16' or 'int8'"
+    return kept, "weights='keep': same values, re-laid"
+
+
+def choose_layer(layer: LayerStructure, formats: dict[str, PackedFormat | None], config: Config) -> LayerPlan:
+    """Fuse a half when its weights are packed, in one format where they share their input."""
+
+    def packed_together(parent: str, names: tuple[str, ...]) -> bool:
+        found = {formats.get(f"{layer.path}.{parent}.{name}") for name in names}
+        return len(found) == 1 and None not in found
+
+    attention, mlp = layer.attention, layer.mlp
+    fuse_attention = (
+        config.attention == "slim"
+        and packed_together(attention.path, attention.qkv)
+        and packed_together(attention.path, (attention.output,))
+    )
+    fuse_mlp = mlp is not None and packed_together(mlp.path, mlp.gate_up) and packed_together(mlp.path, (mlp.down,))
+    if config.attention == "keep":
+        reason = "attention='keep'"
+    else:
+        reason = "structure matches" if fuse_attention else "its projections are not all packed in one format"
+    return LayerPlan(layer, fuse_attention, fuse_mlp, reason)
+
+
+def choose_kv(structure: Structure, layers: tuple[LayerPlan, ...], config: Config) -> KvPlan:
+    """Use the paged pool only where every reader of the cache is one of our attention blocks."""
+    if not structure.generates:
+        return KvPlan(None, "the model has no decoder cache of the usual kind")
+    fused = sum(layer.fuse_attention for layer in layers)
+    if config.attention == "keep":
+        return KvPlan(None, "attention='keep'")
+    if fused == 0 or fused != structure.decoder_layers:
+        return KvPlan(None, f"{fused} of {structure.decoder_layers} decoder layers have fused attention; a pool needs all")
+    if config.kv_cache == "keep":
+        kept = _KEPT[structure.dtype] or "f32"
+        return KvPlan(kept, f"kv_cache='keep': {structure.dtype}")
+    return KvPlan(config.kv_cache, f"kv_cache={config.kv_cache!r}")
+
+
+def _consistent(plan: Plan) -> Plan:
+    """Without a pool there is nothing the fused attention could write to: then no layer's attention is fused."""
+    kv = choose_kv(plan.structure, plan.layers, plan.config)
+    layers = plan.layers
+    if kv.format is None:
+        layers = tuple(
+            replace(layer, fuse_attention=False, reason=kv.reason) if layer.fuse_attention else layer for layer in layers
+        )
+    return replace(plan, layers=layers, kv=kv)
+
+
+def make_plan(structure: Structure, config: Config) -> Plan:
+    """Decide everything; nothing is computed and nothing touched."""
+    linears = tuple(LinearPlan(linear, *choose_linear_format(linear, config)) for linear in structure.linears)
+    formats = {linear.structure.path: linear.format for linear in linears}
+    layers = tuple(choose_layer(layer, formats, config) for layer in structure.layers)
+    return _consistent(Plan(structure, config, linears, layers, KvPlan(None, "")))
