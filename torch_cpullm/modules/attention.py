@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch_cpullm.ops.attention import slim_attention
 
 NAME = "torch_cpullm"
 
+# How often attention_forward ran in this thread: a model that ignores the choice of attention function shows by a 0.
+_calls: ContextVar[int] = ContextVar("attention_forward_calls", default=0)
+
 
 def register() -> None:
     """Make `attn_implementation="torch_cpullm"` known to transformers: a new key, nothing existing is touched.
@@ -21,6 +25,11 @@ def register() -> None:
     """
     ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+
+
+def calls() -> int:
+    """Calls of `attention_forward` in this context so far."""
+    return _calls.get()
 
 
 def attention_forward(
@@ -36,6 +45,7 @@ def attention_forward(
     Weights are None unless output_attentions asks for them. Whatever the kernels do not do runs in transformers' sdpa
     function, or, where that has no answer either (soft cap, attention weights), in plain torch.
     """
+    _calls.set(_calls.get() + 1)
     soft_cap = kwargs.get("softcap")
     wants_weights = bool(kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False))
     if wants_weights or (soft_cap and not _kernels_can(module, query, key, value, attention_mask, kwargs)):

@@ -8,7 +8,8 @@ remains is rounding, and a structural difference cannot hide behind quantisation
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,45 @@ class Call:
     kwargs: dict[str, Any]
 
 
-@torch.no_grad()
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients, and the mode it had afterwards; what goes wrong becomes a ProofError."""
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, KeyError) as error:
+        raise ProofError(f"a trial forward failed ({type(error).__name__}: {error})") from error
+    finally:
+        model.train(training)
+
+
+def _trial_prompt(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask [2, T + 1]; the first sequence is padded on the left by two."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(0, vocabulary, (2, _PROMPT_TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    return ids, mask
+
+
+def trial_logits(model: Any) -> torch.Tensor:
+    """Float32 logits of the trial prompt at the tokens that are not padding. Raises ProofError when it cannot be run."""
+    with _evaluating(model):
+        ids, mask = _trial_prompt(model)
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits[mask.bool()].float()
+
+
+def prove_logits(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise ProofError when two runs in `dtype` differ by more than its rounding (a hundred units in the last place)."""
+    error = float((before - after).abs().max() / before.abs().max())
+    allowed = max(_TOLERANCE, 100 * torch.finfo(dtype).eps / 8)
+    if not error <= allowed:
+        raise ProofError(f"the logits differ by {error:.1e} (allowed {allowed:.0e})")
+
+
 def record_calls(model: Any, paths: list[str]) -> dict[str, list[Call]]:
     """Run `model` on a left-padded prompt and one more token; return what reached the layers at `paths`.
 
@@ -54,20 +93,12 @@ def record_calls(model: Any, paths: list[str]) -> dict[str, list[Call]]:
         return hook
 
     handles = [model.get_submodule(path).register_forward_pre_hook(recorder(path), with_kwargs=True) for path in paths]
-    training = model.training
     try:
-        model.eval()
-        vocabulary = model.get_input_embeddings().num_embeddings
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, vocabulary, (2, _PROMPT_TOKENS + 1), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[0, :2] = 0
-        out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
-        model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError, KeyError) as error:
-        raise ProofError(f"a trial forward failed ({type(error).__name__}: {error})") from error
+        with _evaluating(model):
+            ids, mask = _trial_prompt(model)
+            out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+            model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return calls

@@ -12,7 +12,7 @@ from torch_cpullm.generate.model import PagedModel, paged_class
 from torch_cpullm.modules import attention
 from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
 from torch_cpullm.modules.linear import PackedLinear
-from torch_cpullm.modules.proof import Call, ProofError, prove_layer, record_calls
+from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
 from torch_cpullm.ops.linear import Format
 from torch_cpullm.pack import check_packed_linear, pack_linear
 from torch_cpullm.plan import LayerPlan, LinearPlan, Plan
@@ -123,20 +123,48 @@ def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
     return plan
 
 
-def _set_attention(model: Any, name: str) -> str | None:
-    """Choose the attention function; returns why not, if not."""
+def _set_attention(model: Any, name: str) -> None:
+    """Choose the attention function by its name; raises ProofError when transformers refuses."""
     try:
         model.set_attn_implementation(name)
     except (ValueError, AttributeError, ImportError, NotImplementedError) as error:
-        return f"transformers refused: {error}"
-    return None
+        raise ProofError(f"transformers refused: {error}") from error
+
+
+def _try_slim_attention(model: Any, check: bool) -> None:
+    """Switch to our attention function; raises ProofError when the model ignores it or its logits change."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ProofError("it does not choose its attention by name")
+    before = trial_logits(model) if check else None
+    calls_before = attention.calls()
+    _set_attention(model, attention.NAME)
+    if before is None:
+        return
+    after = trial_logits(model)
+    if attention.calls() == calls_before:
+        raise ProofError("it does not call the attention function it was given")
+    prove_logits(before, after, next(model.parameters()).dtype)
+
+
+def _use_slim_attention(model: nn.Module, plan: Plan, before: str | None) -> str:
+    """Returns what explain() says about it; the model's own choice is back where ours could not be proven."""
+    if plan.config.attention == "keep" or before is None:
+        return "the model's own (attention='keep')" if before is not None else "none to choose"
+    attention.register()
+    try:
+        _try_slim_attention(model, plan.config.check)
+    except ProofError as failure:
+        if getattr(model.config, "_attn_implementation", None) == attention.NAME:
+            _set_attention(model, before)
+        return f"the model's own ({failure})"
+    return "slim"
 
 
 def swap(model: nn.Module, plan: Plan, progress: Progress | None = None) -> Explanation:
     """Do what the plan says, in place; prove first where its config asks for it. Returns what was done."""
     before = weight_bytes(model)
     attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    notes = [f"attention: {_use_slim_attention(model, plan)}"]
+    notes = [f"attention: {_use_slim_attention(model, plan, attention_before)}"]
     if plan.config.check:
         plan = prove(model, plan)
     rows = []
@@ -165,14 +193,6 @@ def swap(model: nn.Module, plan: Plan, progress: Progress | None = None) -> Expl
     )
     vars(model)[STATE] = Swapped(plan, explanation, attention_before)
     return explanation
-
-
-def _use_slim_attention(model: nn.Module, plan: Plan) -> str:
-    if plan.config.attention == "keep":
-        return "the model's own (attention='keep')"
-    attention.register()
-    refused = _set_attention(model, attention.NAME)
-    return f"the model's own ({refused})" if refused else "slim"
 
 
 def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan) -> Row:
@@ -220,7 +240,7 @@ def unswap(model: Any) -> bool:
     if isinstance(model, PagedModel):
         model.__class__ = type(model).__mro__[2]
         vars(model).pop("_cpullm_kv", None)
-    if state.attention_before is not None and state.plan.config.attention == "slim":
+    if state.attention_before is not None and model.config._attn_implementation == attention.NAME:
         _set_attention(model, state.attention_before)
     vars(model).pop(STATE, None)
     return lossy
