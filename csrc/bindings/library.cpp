@@ -54,6 +54,12 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? output_norm, str activation, "
       "float eps, float norm_offset) -> Tensor");
 
+  // The machine's limits: bytes/s over a float32 buffer; operations/s of f32, bf16 or int8 multiply-adds (0: the CPU has
+  // no such instruction); seconds for a cache line to another thread and back.
+  m.def("probe_read_bandwidth(Tensor buffer, int threads, int repeats) -> float");
+  m.def("probe_peak(str instruction, int threads, int milliseconds) -> float");
+  m.def("probe_round_trip(int iterations) -> float");
+
   // What runs: level in use, CPUID features in use, kernels with their counts, and whether this is a child of fork().
   m.def("isa_level() -> str", torch_cpullm::bindings::isa_level);
   m.def("cpu_features() -> str", torch_cpullm::bindings::cpu_features);
@@ -76,10 +82,13 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("slim_attention", ops::slim_attention);
   m.impl("attention_block", ops::attention_block);
   m.impl("mlp_block", ops::mlp_block);
+  m.impl("probe_read_bandwidth", ops::probe_read_bandwidth);
 }
 
 // No tensor argument, so no dispatch key to register under.
 TORCH_LIBRARY_IMPL(torch_cpullm, CompositeExplicitAutograd, m) {
   m.impl("kv_layer_bytes", torch_cpullm::bindings::kv_layer_bytes);
   m.impl("kv_page_tokens", torch_cpullm::bindings::kv_page_tokens);
+  m.impl("probe_peak", torch_cpullm::bindings::probe_peak);
+  m.impl("probe_round_trip", torch_cpullm::bindings::probe_round_trip);
 }

@@ -48,6 +48,11 @@ at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at:
                      const OptionalTensor& input_norm, const OptionalTensor& output_norm, c10::string_view activation,
                      double eps, double norm_offset);
 
+// probe.cpp
+double probe_read_bandwidth(const at::Tensor& buffer, int64_t threads, int64_t repeats);
+double probe_peak(c10::string_view instruction, int64_t threads, int64_t milliseconds);
+double probe_round_trip(int64_t iterations);
+
 // introspect.cpp
 std::string isa_level();
 std::string cpu_features();

@@ -1,0 +1,7 @@
+"""Who runs it: cores, caches, NUMA nodes, limits of the container, OpenMP runtimes, measured limits."""
+
+from torch_cpullm.machine.container import memory_limit_bytes
+from torch_cpullm.machine.info import Info, info
+from torch_cpullm.machine.machine import Machine, detect_machine
+
+__all__ = ["Info", "Machine", "detect_machine", "info", "memory_limit_bytes"]
