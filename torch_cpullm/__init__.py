@@ -1,9 +1,9 @@
 """torch_cpullm: Hugging Face language models, fast on ordinary CPUs.
 
-    torch_cpullm.optimize(model)            in place; model.generate(...) is then several times faster
-    print(torch_cpullm.explain(model))      what was swapped, and what was not and why
-    torch_cpullm.restore(model)             the way back
-    print(torch_cpullm.info())              the machine, and what costs speed on it
+torch_cpullm.optimize(model)            in place; model.generate(...) is then several times faster
+print(torch_cpullm.explain(model))      what was swapped, and what was not and why
+torch_cpullm.restore(model)             the way back
+print(torch_cpullm.info())              the machine, and what costs speed on it
 """
 
 from torch_cpullm import errors

@@ -1,8 +1,8 @@
 """The five-line story: optimize, explain, restore.
 
-    structure = detect(model)              what is there
-    plan      = make_plan(structure, ...)  what to do, and why
-    swap(model, plan)                      prove, pack, swap
+structure = detect(model)              what is there
+plan      = make_plan(structure, ...)  what to do, and why
+swap(model, plan)                      prove, pack, swap
 """
 
 from __future__ import annotations

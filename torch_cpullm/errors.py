@@ -1,4 +1,4 @@
-"""Every exception this package raises on purpose. Messages name the argument, what was expected, what came, what to do."""
+"""Every exception this package raises on purpose: the argument, what was expected, what came, and a remedy."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ inline kernels::Gate parse_activation(c10::string_view activation) {
   if (activation == "silu") return kernels::Gate::silu;
   if (activation == "gelu_tanh") return kernels::Gate::gelu_tanh;
   if (activation == "gelu_erf") return kernels::Gate::gelu_erf;
-  TORCH_CHECK_VALUE(false, "activation: expected 'silu', 'gelu_tanh' or 'gelu_erf', got '", std::string(activation), "'");
+  TORCH_CHECK_VALUE(false, "activation: expected 'silu', 'gelu_tanh' or 'gelu_erf', got '", std::string(activation),
+                    "'");
 }
 
 struct RopeTables {
@@ -19,7 +20,8 @@ struct RopeTables {
   int64_t rotary, batch_stride;
 };
 
-inline RopeTables check_rope(const at::Tensor& cos, const at::Tensor& sin, int64_t batch, int64_t tokens, int64_t channels) {
+inline RopeTables check_rope(const at::Tensor& cos, const at::Tensor& sin, int64_t batch, int64_t tokens,
+                             int64_t channels) {
   check_float(cos, "cos");
   check_float(sin, "sin");
   check_dims(cos, 3, "cos", "[B or 1, T, R]");

@@ -38,9 +38,9 @@ layout::PackedView check_projection(const at::Tensor& weight, int64_t depth, int
 at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const at::Tensor& output,
                            const OptionalTensor& input_norm, const OptionalTensor& query_norm,
                            const OptionalTensor& key_norm, const OptionalTensor& output_norm, const at::Tensor& cos,
-                           const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past,
-                           const OptionalTensor& mask, int64_t heads, int64_t kv_heads, c10::string_view format, double eps,
-                           double norm_offset, double scale, double soft_cap) {
+                           const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table,
+                           const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
+                           c10::string_view format, double eps, double norm_offset, double scale, double soft_cap) {
   check_float(hidden, "hidden");
   check_dims(hidden, 3, "hidden", "[B, T, D]");
   const int64_t batch = hidden.size(0), tokens = hidden.size(1), model = hidden.size(2);

@@ -10,7 +10,8 @@
 namespace torch_cpullm::bindings {
 
 inline void check_cpu(const at::Tensor& x, const char* name) {
-  TORCH_CHECK(x.device().is_cpu(), name, ": expected a tensor on the CPU, got one on ", x.device(), "; call .cpu() first");
+  TORCH_CHECK(x.device().is_cpu(), name, ": expected a tensor on the CPU, got one on ", x.device(),
+              "; call .cpu() first");
 }
 
 inline void check_float(const at::Tensor& x, const char* name) {
@@ -18,8 +19,9 @@ inline void check_float(const at::Tensor& x, const char* name) {
   const at::ScalarType type = x.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, name,
                    ": expected float32, bfloat16 or float16, got ", type);
-  TORCH_CHECK_NOT_IMPLEMENTED(!(at::GradMode::is_enabled() && x.requires_grad()), name,
-                              ": this op has no gradient; call it under torch.no_grad(), or train the unoptimised model");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !(at::GradMode::is_enabled() && x.requires_grad()), name,
+      ": this op has no gradient; call it under torch.no_grad(), or train the unoptimised model");
 }
 
 inline void check_type(const at::Tensor& x, at::ScalarType type, const char* name) {

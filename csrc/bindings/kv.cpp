@@ -62,15 +62,16 @@ std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::
       const int32_t* row = table + pair / kv_heads * page_table.size(1);
       for (int64_t t = 0; t < length; ++t)
         kernels.kv_fetch(layer.head(row[t / layout::kPageTokens], pair % kv_heads), channels, layer.format,
-                         t % layout::kPageTokens, k + (pair * length + t) * channels, v + (pair * length + t) * channels);
+                         t % layout::kPageTokens, k + (pair * length + t) * channels,
+                         v + (pair * length + t) * channels);
     }
   });
   return {key, value};
 }
 
 at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
-                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads, c10::string_view format,
-                           double scale, double soft_cap) {
+                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads,
+                           c10::string_view format, double scale, double soft_cap) {
   check_float(query, "query");
   check_dims(query, 4, "query", "[B, T, H, C]");
   const int64_t batch = query.size(0), tokens = query.size(1), heads = query.size(2), channels = query.size(3);
@@ -83,11 +84,9 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, con
   problem.out = out.mutable_data_ptr<float>();
   problem.q_stride = problem.out_stride = heads * channels;
   drivers::Attention attention(problem, at::get_num_threads());
-  runtime::with_scratch([&](runtime::Carver& carver) { attention.plan(carver); },
-                        [&] {
-                          runtime::parallel(at::get_num_threads(),
-                                            [&](const runtime::Team& team) { attention.run(team); });
-                        });
+  runtime::with_scratch(
+      [&](runtime::Carver& carver) { attention.plan(carver); },
+      [&] { runtime::parallel(at::get_num_threads(), [&](const runtime::Team& team) { attention.run(team); }); });
   return out.to(query.scalar_type());
 }
 
@@ -100,7 +99,8 @@ at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const 
   check_size(key, 0, query.size(0), "key", "[B, S, G, C]");
   check_size(key, 3, query.size(3), "key", "[B, S, G, C]");
   const int64_t batch = key.size(0), length = key.size(1), kv_heads = key.size(2), tokens = query.size(1);
-  TORCH_CHECK_VALUE(length >= tokens, "key: expected at least as many tokens as the query's ", tokens, ", got ", length);
+  TORCH_CHECK_VALUE(length >= tokens, "key: expected at least as many tokens as the query's ", tokens, ", got ",
+                    length);
   const int64_t each = layout::ceil_div(length, layout::kPageTokens);
   const at::TensorOptions ints = key.options().dtype(at::kInt).requires_grad(false);
   at::Tensor pages = at::empty({batch * each, kv_layer_bytes(kv_heads, key.size(3), "f32")}, ints.dtype(at::kByte));

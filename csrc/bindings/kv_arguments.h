@@ -16,15 +16,16 @@ struct KvArguments {
   int64_t longest;  // the largest past + tokens
 };
 
-inline layout::LayerPages check_pages(const at::Tensor& pages, int64_t kv_heads, int64_t channels, layout::Format format) {
+inline layout::LayerPages check_pages(const at::Tensor& pages, int64_t kv_heads, int64_t channels,
+                                      layout::Format format) {
   check_type(pages, at::kByte, "pages");
   check_channels(channels);
   TORCH_CHECK_VALUE(kv_heads >= 1, "kv_heads: expected at least 1, got ", kv_heads);
   check_dims(pages, 2, "pages", "[pages, layer bytes]");
   const int64_t bytes = kv_heads * layout::head_bytes(format, channels);
   TORCH_CHECK_VALUE(pages.size(1) == bytes && pages.stride(1) == 1, "pages: expected rows of ", bytes,
-                    " contiguous bytes for ", kv_heads, " KV heads of ", channels, " channels, got shape ", pages.sizes(),
-                    " and strides ", pages.strides());
+                    " contiguous bytes for ", kv_heads, " KV heads of ", channels, " channels, got shape ",
+                    pages.sizes(), " and strides ", pages.strides());
   return {static_cast<uint8_t*>(pages.data_ptr()), pages.stride(0), pages.size(0), format, kv_heads, channels};
 }
 
@@ -34,8 +35,8 @@ inline void check_table(const int32_t* table, int64_t used, int64_t b, int64_t p
                       table[i], ", the pool has ", page_count);
 }
 
-inline KvArguments check_kv(const at::Tensor& pages, const at::Tensor& page_table, const at::Tensor& past, int64_t batch,
-                            int64_t tokens, int64_t kv_heads, int64_t channels, layout::Format format) {
+inline KvArguments check_kv(const at::Tensor& pages, const at::Tensor& page_table, const at::Tensor& past,
+                            int64_t batch, int64_t tokens, int64_t kv_heads, int64_t channels, layout::Format format) {
   KvArguments kv;
   kv.pages = check_pages(pages, kv_heads, channels, format);
   check_type(page_table, at::kInt, "page_table");
@@ -63,7 +64,8 @@ inline KvArguments check_kv(const at::Tensor& pages, const at::Tensor& page_tabl
 
 // The attention part of a problem; the caller fills q and out.
 inline drivers::AttentionProblem attention_problem(const KvArguments& kv, int64_t batch, int64_t tokens, int64_t heads,
-                                                   const std::optional<at::Tensor>& mask, double scale, double soft_cap) {
+                                                   const std::optional<at::Tensor>& mask, double scale,
+                                                   double soft_cap) {
   TORCH_CHECK_VALUE(heads >= 1 && heads % kv.pages.heads == 0, "heads: expected a multiple of the ", kv.pages.heads,
                     " KV heads, got ", heads);
   TORCH_CHECK_VALUE(soft_cap >= 0.0, "soft_cap: expected 0 (none) or a positive cap, got ", soft_cap);
@@ -83,8 +85,8 @@ inline drivers::AttentionProblem attention_problem(const KvArguments& kv, int64_
   check_dims(*mask, 4, "mask", "[B or 1, H or 1, T, S]");
   TORCH_CHECK_VALUE((mask->size(0) == batch || mask->size(0) == 1) && (mask->size(1) == heads || mask->size(1) == 1) &&
                         mask->size(2) == tokens && mask->size(3) >= kv.longest,
-                    "mask: expected [", batch, " or 1, ", heads, " or 1, ", tokens, ", at least ", kv.longest, "], got ",
-                    mask->sizes());
+                    "mask: expected [", batch, " or 1, ", heads, " or 1, ", tokens, ", at least ", kv.longest,
+                    "], got ", mask->sizes());
   TORCH_CHECK_VALUE(mask->stride(3) == 1 || mask->size(3) == 1, "mask: expected a contiguous last dimension");
   problem.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
   problem.mask_batch_stride = mask->size(0) == 1 ? 0 : mask->stride(0);

@@ -29,8 +29,7 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("kv_page_tokens() -> int");
   // key, value [B, T, G, C] become tokens past[b] .. past[b] + T - 1 of sequence b. pages uint8 [pages, layer bytes],
   // page_table int32 [B, pages of the longest], past int32 [B].
-  m.def(
-      "kv_append(Tensor(a!) pages, Tensor page_table, Tensor past, Tensor key, Tensor value, str format) -> ()");
+  m.def("kv_append(Tensor(a!) pages, Tensor page_table, Tensor past, Tensor key, Tensor value, str format) -> ()");
   // -> float32 key, value [B, G, length, C], dequantised.
   m.def(
       "kv_gather(Tensor pages, Tensor page_table, SymInt length, SymInt kv_heads, SymInt channels, str format) -> "
@@ -41,21 +40,22 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "paged_attention(Tensor query, Tensor pages, Tensor page_table, Tensor past, Tensor? mask, SymInt kv_heads, "
       "str format, float scale, float soft_cap) -> Tensor");
   // The same over dense key, value [B, S, G, C]; the queries are the last T of the S tokens.
-  m.def(
-      "slim_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, float soft_cap) -> Tensor");
+  m.def("slim_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, float soft_cap) -> Tensor");
 
   // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added.
   m.def(
       "attention_block(Tensor hidden, Tensor[] qkv, Tensor output, Tensor? input_norm, Tensor? query_norm, "
-      "Tensor? key_norm, Tensor? output_norm, Tensor cos, Tensor sin, Tensor(a!) pages, Tensor page_table, Tensor past, "
+      "Tensor? key_norm, Tensor? output_norm, Tensor cos, Tensor sin, Tensor(a!) pages, Tensor page_table, Tensor "
+      "past, "
       "Tensor? mask, SymInt heads, SymInt kv_heads, str format, float eps, float norm_offset, float scale, "
       "float soft_cap) -> Tensor");
   m.def(
-      "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? output_norm, str activation, "
+      "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? output_norm, str "
+      "activation, "
       "float eps, float norm_offset) -> Tensor");
 
-  // The machine's limits: bytes/s over a float32 buffer; operations/s of f32, bf16 or int8 multiply-adds (0: the CPU has
-  // no such instruction); seconds for a cache line to another thread and back.
+  // The machine's limits: bytes/s over a float32 buffer; operations/s of f32, bf16 or int8 multiply-adds (0: the CPU
+  // has no such instruction); seconds for a cache line to another thread and back.
   m.def("probe_read_bandwidth(Tensor buffer, int threads, int repeats) -> float");
   m.def("probe_peak(str instruction, int threads, int milliseconds) -> float");
   m.def("probe_round_trip(int iterations) -> float");

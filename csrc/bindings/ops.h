@@ -32,8 +32,8 @@ void kv_append(at::Tensor pages, const at::Tensor& page_table, const at::Tensor&
 std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::Tensor& page_table, int64_t length,
                                              int64_t kv_heads, int64_t channels, c10::string_view format);
 at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
-                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads, c10::string_view format,
-                           double scale, double soft_cap);
+                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads,
+                           c10::string_view format, double scale, double soft_cap);
 at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                           const OptionalTensor& mask, double scale, double soft_cap);
 
@@ -41,9 +41,9 @@ at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const 
 at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const at::Tensor& output,
                            const OptionalTensor& input_norm, const OptionalTensor& query_norm,
                            const OptionalTensor& key_norm, const OptionalTensor& output_norm, const at::Tensor& cos,
-                           const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past,
-                           const OptionalTensor& mask, int64_t heads, int64_t kv_heads, c10::string_view format, double eps,
-                           double norm_offset, double scale, double soft_cap);
+                           const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table,
+                           const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
+                           c10::string_view format, double eps, double norm_offset, double scale, double soft_cap);
 at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at::Tensor& down,
                      const OptionalTensor& input_norm, const OptionalTensor& output_norm, c10::string_view activation,
                      double eps, double norm_offset);

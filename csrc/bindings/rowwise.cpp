@@ -26,8 +26,8 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, d
   check_float(x, "x");
   check_float(weight, "weight");
   check_dims(weight, 1, "weight", "[D]");
-  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(0), "x: expected the last dimension to be ", weight.size(0),
-                    " (the weight's length), got shape ", x.sizes());
+  TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(0), "x: expected the last dimension to be ",
+                    weight.size(0), " (the weight's length), got shape ", x.sizes());
   const at::Tensor rows = as_floats(x), gains = as_floats(weight);
   at::Tensor out = at::empty_like(rows);
   const int64_t n = weight.size(0);

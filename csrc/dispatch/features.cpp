@@ -98,9 +98,18 @@ std::string feature_names(uint64_t features) {
   static constexpr struct {
     Feature feature;
     const char* name;
-  } kNames[] = {{kAvx2, "avx2"},         {kFma, "fma"},           {kAvxVnni, "avxvnni"},       {kAvx512f, "avx512f"},
-                {kAvx512bw, "avx512bw"}, {kAvx512dq, "avx512dq"}, {kAvx512vl, "avx512vl"},     {kAvx512Vnni, "avx512vnni"},
-                {kAvx512Bf16, "avx512bf16"}, {kAmxTile, "amxtile"}, {kAmxInt8, "amxint8"},     {kAmxBf16, "amxbf16"}};
+  } kNames[] = {{kAvx2, "avx2"},
+                {kFma, "fma"},
+                {kAvxVnni, "avxvnni"},
+                {kAvx512f, "avx512f"},
+                {kAvx512bw, "avx512bw"},
+                {kAvx512dq, "avx512dq"},
+                {kAvx512vl, "avx512vl"},
+                {kAvx512Vnni, "avx512vnni"},
+                {kAvx512Bf16, "avx512bf16"},
+                {kAmxTile, "amxtile"},
+                {kAmxInt8, "amxint8"},
+                {kAmxBf16, "amxbf16"}};
   std::string out;
   for (const auto& [feature, name] : kNames) {
     if (!(features & feature)) continue;

@@ -24,7 +24,8 @@ struct Kernel {
   KernelRecord record;
   Fn fn;
 
-  Kernel(const char* name, const char* isa, uint64_t required, Fn function) : record(name, isa, required), fn(function) {}
+  Kernel(const char* name, const char* isa, uint64_t required, Fn function)
+      : record(name, isa, required), fn(function) {}
   Fn counted() {
     record.calls.fetch_add(1, std::memory_order_relaxed);
     return fn;

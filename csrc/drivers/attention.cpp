@@ -101,8 +101,8 @@ void Attention::score_pages(const Block& block, int64_t first_page, int64_t last
     for (int64_t r = 0; r < block.rows; r += kernels_.score_rows) {
       const int64_t rows = std::min<int64_t>(kernels_.score_rows, block.rows - r);
       if (*std::max_element(block.limits + r, block.limits + r + rows) <= page * kPageTokens) continue;
-      kernel({block.queries + r * pages.channels, pages.channels, pages.head(table[page], block.kv_head), pages.channels,
-              block.scores + r * padded_ + page * kPageTokens, padded_, static_cast<int>(rows)});
+      kernel({block.queries + r * pages.channels, pages.channels, pages.head(table[page], block.kv_head),
+              pages.channels, block.scores + r * padded_ + page * kPageTokens, padded_, static_cast<int>(rows)});
     }
   }
 }
@@ -179,7 +179,8 @@ void Attention::run_split(const runtime::Team& team) {
   const int64_t channels = problem_.pages.channels;
   const runtime::Range mine = team.share(tasks_ * chunks_);
   // Phase by phase, each cut evenly: queries and limits, scores by chunk, rows, values by chunk, sums in chunk order.
-  for (int64_t task = team.rank; task < tasks_; task += team.size) gather_queries(block_of(task, static_cast<int>(task)));
+  for (int64_t task = team.rank; task < tasks_; task += team.size)
+    gather_queries(block_of(task, static_cast<int>(task)));
   team.barrier();
   for (int64_t i = mine.begin; i < mine.end; ++i) {
     const Block block = block_of(i / chunks_, static_cast<int>(i / chunks_));

@@ -26,8 +26,8 @@ struct AttentionProblem {
   layout::LayerPages pages;
   const int32_t* page_table;  // [batch][table_stride]
   int64_t table_stride;
-  const int32_t* past;   // [batch]: tokens cached before this call; query t is token past + t
-  const uint8_t* mask;   // null: causal. Else bytes, != 0 attends, last dimension contiguous
+  const int32_t* past;  // [batch]: tokens cached before this call; query t is token past + t
+  const uint8_t* mask;  // null: causal. Else bytes, != 0 attends, last dimension contiguous
   int64_t mask_batch_stride, mask_head_stride, mask_token_stride;
   float scale, soft_cap;  // soft_cap 0: none
   int64_t longest;        // the largest past + tokens

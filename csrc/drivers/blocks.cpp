@@ -8,7 +8,8 @@ using runtime::Range;
 using runtime::Team;
 
 // The normed row if there is a norm, else the row itself.
-const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, const float* x, int64_t n, float* out) {
+const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, const float* x, int64_t n,
+                        float* out) {
   if (!norm.weight) return x;
   kernels.rms_norm(x, norm.weight, norm.offset, norm.eps, n, out);
   return out;
@@ -102,7 +103,8 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
         runtime::parallel(threads, [&](const Team& team) {
           const Range mine = team.share(rows);
           for (int64_t row = mine.begin; row < mine.end; ++row)
-            input.prepare(row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
+            input.prepare(
+                row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
           team.barrier();
           qkv.multiply(team, input, {qkv_rows, qkv.columns()});
           team.barrier();
@@ -111,7 +113,8 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
           team.barrier();
           attention.run(team);
           team.barrier();
-          for (int64_t row = mine.begin; row < mine.end; ++row) projection.input().prepare(row, attended + row * heads_width);
+          for (int64_t row = mine.begin; row < mine.end; ++row)
+            projection.input().prepare(row, attended + row * heads_width);
           team.barrier();
           projection.run(team, hidden, out);
         });
@@ -137,7 +140,8 @@ void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int
         runtime::parallel(threads, [&](const Team& team) {
           const Range mine = team.share(rows);
           for (int64_t row = mine.begin; row < mine.end; ++row)
-            input.prepare(row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
+            input.prepare(
+                row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
           team.barrier();
           gate_up.multiply(team, input, {gates, 2 * ffn});
           team.barrier();

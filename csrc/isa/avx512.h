@@ -55,9 +55,7 @@ inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return _mm512_fmadd_ps(a, b, c
 inline f32x16 max(f32x16 a, f32x16 b) { return _mm512_max_ps(a, b); }
 inline f32x16 min(f32x16 a, f32x16 b) { return _mm512_min_ps(a, b); }
 inline f32x16 abs(f32x16 a) { return _mm512_abs_ps(a); }
-inline f32x16 round_even(f32x16 a) {
-  return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+inline f32x16 round_even(f32x16 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline f32x16 select_less(f32x16 x, f32x16 limit, f32x16 then, f32x16 otherwise) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), otherwise, then);
 }
@@ -112,8 +110,8 @@ inline int32_t store_s8(int8_t* p, f32x16 a) {
   return _mm512_reduce_add_epi32(codes);
 }
 
-// Both dot products in assembly: for the intrinsics GCC 12 copies the accumulator before and after every instruction and
-// spills a 6 x 4 tile (67 moves and 56 stack accesses in the inner loop; with "+v" none).
+// Both dot products in assembly: for the intrinsics GCC 12 copies the accumulator before and after every instruction
+// and spills a 6 x 4 tile (67 moves and 56 stack accesses in the inner loop; with "+v" none).
 #ifdef TORCH_CPULLM_AVX512VNNI
 inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
   const __m512i w = _mm512_loadu_si512(weight), a = _mm512_set1_epi32(activation);

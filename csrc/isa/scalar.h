@@ -167,7 +167,8 @@ inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
   };
   for (int n = 0; n < 16; ++n) {
     acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight[2 * n]) << 16), widen(activation << 16), acc.v[n]);
-    acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight[2 * n + 1]) << 16), widen(activation & 0xffff0000u), acc.v[n]);
+    acc.v[n] =
+        std::fma(widen(static_cast<uint32_t>(weight[2 * n + 1]) << 16), widen(activation & 0xffff0000u), acc.v[n]);
   }
   return acc;
 }

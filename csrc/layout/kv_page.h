@@ -29,12 +29,16 @@ constexpr int64_t kChunkPages = 8;
 constexpr int64_t kMaxHeadChannels = 256;
 
 constexpr int64_t key_offset() { return 0; }
-constexpr int64_t value_offset(Format format, int64_t channels) { return channels * kPageTokens * element_bytes(format); }
+constexpr int64_t value_offset(Format format, int64_t channels) {
+  return channels * kPageTokens * element_bytes(format);
+}
 constexpr int64_t key_scale_offset(Format format, int64_t channels) { return 2 * value_offset(format, channels); }
 constexpr int64_t value_scale_offset(Format format, int64_t channels) {
   return key_scale_offset(format, channels) + kPageTokens * 4;
 }
-constexpr int64_t head_bytes(Format format, int64_t channels) { return key_scale_offset(format, channels) + kPageTokens * 8; }
+constexpr int64_t head_bytes(Format format, int64_t channels) {
+  return key_scale_offset(format, channels) + kPageTokens * 8;
+}
 
 // One layer's pages: page i of head g starts at base + i * page_stride + g * head_bytes.
 struct LayerPages {

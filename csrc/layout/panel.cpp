@@ -121,7 +121,8 @@ const char* check_packed(const uint8_t* bytes, int64_t size) {
   if (header.activation_group != kActivationGroup) return "was packed for another activation group; pack it again";
   if (header.format > Format::int8) return "has an unknown format";
   // 2^31 in each dimension keeps every offset below 2^63, so a hostile header cannot overflow the sizes below.
-  if (header.columns < 1 || header.depth < 1 || header.columns > INT32_MAX || header.depth > INT32_MAX || header.has_bias > 1)
+  if (header.columns < 1 || header.depth < 1 || header.columns > INT32_MAX || header.depth > INT32_MAX ||
+      header.has_bias > 1)
     return "has impossible sizes in its header";
   if (header.total_bytes != packed_bytes(header.format, header.columns, header.depth, header.has_bias != 0) ||
       header.total_bytes != size)
@@ -138,7 +139,8 @@ PackedView view_packed(const uint8_t* bytes) {
           header.depth,
           step_count(header.format, header.depth),
           has_bias ? reinterpret_cast<const float*>(bytes + bias_offset()) : nullptr,
-          header.format == Format::int8 ? reinterpret_cast<const float*>(bytes + scale_offset(header.columns, has_bias)) : nullptr,
+          header.format == Format::int8 ? reinterpret_cast<const float*>(bytes + scale_offset(header.columns, has_bias))
+                                        : nullptr,
           bytes + panels_offset(header.format, header.columns, has_bias)};
 }
 

@@ -49,9 +49,7 @@ static_assert(sizeof(PackedHeader) == kAlignment);
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-constexpr int64_t depth_per_step(Format format) {
-  return format == Format::int8 ? 4 : format == Format::bf16 ? 2 : 1;
-}
+constexpr int64_t depth_per_step(Format format) { return format == Format::int8 ? 4 : format == Format::bf16 ? 2 : 1; }
 constexpr int64_t element_bytes(Format format) { return 4 / depth_per_step(format); }
 constexpr int64_t panel_count(int64_t columns) { return ceil_div(columns, kPanelColumns); }
 constexpr int64_t step_count(Format format, int64_t depth) { return ceil_div(depth, depth_per_step(format)); }

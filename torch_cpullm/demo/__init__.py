@@ -1,0 +1,1 @@
+"""The bundled model, its training, and `make demo`."""

@@ -27,7 +27,9 @@ def _plot(path: Path, curve: list[dict[str, float]], trigram: float) -> None:
     plt.close(figure)
 
 
-def write_card(out: Path, corpus: Corpus, recipe: dict[str, Any], report: dict[str, float], curve: list[dict[str, float]]) -> None:
+def write_card(
+    out: Path, corpus: Corpus, recipe: dict[str, Any], report: dict[str, float], curve: list[dict[str, float]]
+) -> None:
     """Write README.md and loss.png beside the weights in `out`."""
     _plot(out / "loss.png", curve, report["trigram"])
     rows = "\n".join(f"| {name} | {value} |" for name, value in recipe.items())

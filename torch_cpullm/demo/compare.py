@@ -41,7 +41,7 @@ class Side:
     speed: Speed
     perplexity: float | None
     weight_bytes: int
-    kv_bytes_per_token: int
+    kv_bytes_per_token: float
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,18 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-HELD_OUT_PACKAGES = ("concurrent", "email", "html", "json", "logging", "sqlite3", "tomllib", "urllib", "wsgiref", "zoneinfo")
+HELD_OUT_PACKAGES = (
+    "concurrent",
+    "email",
+    "html",
+    "json",
+    "logging",
+    "sqlite3",
+    "tomllib",
+    "urllib",
+    "wsgiref",
+    "zoneinfo",
+)
 """Packages (and their tests) no training token comes from: data formats, networking, concurrency, a database, time."""
 
 # Generated tables and vendored wheels: megabytes of numbers that teach nothing about language.
@@ -83,7 +94,9 @@ def read_stdlib(root: Path | None = None) -> Corpus:
         train=tuple(train),
         held_out=tuple(held_out),
         held_out_files=tuple(held_out_files),
-        source=f"CPython {platform.python_version()} standard library" if root is None else f"standard library at {library.name}",
+        source=f"CPython {platform.python_version()} standard library"
+        if root is None
+        else f"standard library at {library.name}",
         digest=digest.hexdigest(),
     )
 

@@ -56,8 +56,12 @@ def trigram_loss(train: Tokens, held_out: Tokens, vocabulary: int) -> float:
         vocabulary: number of token ids; `vocabulary ** 3` must fit an int64.
     """
     if len(train) < 3 or len(held_out) < 3:
-        raise ValueError(f"trigram_loss: expected at least 3 tokens on both sides, got {len(train)} and {len(held_out)}")
-    trigrams, trigram_counts = np.unique((train[:-2] * vocabulary + train[1:-1]) * vocabulary + train[2:], return_counts=True)
+        raise ValueError(
+            f"trigram_loss: expected at least 3 tokens on both sides, got {len(train)} and {len(held_out)}"
+        )
+    trigrams, trigram_counts = np.unique(
+        (train[:-2] * vocabulary + train[1:-1]) * vocabulary + train[2:], return_counts=True
+    )
     bigrams, bigram_counts = np.unique(trigrams % vocabulary**2, return_counts=True)
     unigrams, unigram_counts = np.unique(bigrams % vocabulary, return_counts=True)
     levels = [_level(bigrams, bigram_counts, vocabulary), _level(trigrams, trigram_counts, vocabulary)]

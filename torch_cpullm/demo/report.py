@@ -40,7 +40,7 @@ def _speeds(before: float, after: float) -> tuple[str, str, str]:
     return f"{before:,.1f}", f"{after:,.1f}", f"{after / before:.2f}x"
 
 
-def _sizes(before: int, after: int) -> tuple[str, str, str]:
+def _sizes(before: float, after: float) -> tuple[str, str, str]:
     return size(before), size(after), f"{100 * after / before:.0f} %"
 
 

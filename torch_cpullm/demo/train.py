@@ -1,7 +1,7 @@
 """`python -m torch_cpullm.demo.train`: train the bundled model from nothing, on this machine's CPU.
 
-A Llama of 12.6 M parameters learns CPython's standard library. Fixed seed; every batch is a function of (seed, step), so
-a run that was stopped resumes from its last checkpoint and sees the same data as one that was not.
+A Llama of 12.6 M parameters learns CPython's standard library. Fixed seed; every batch is a function of (seed, step),
+so a run that was stopped resumes from its last checkpoint and sees the same data as one that was not.
 """
 
 from __future__ import annotations
@@ -144,11 +144,19 @@ def fit(model: LlamaForCausalLM, train: Ids, held_out: Ids, recipe: Recipe, work
     if checkpoint.exists():
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != asdict(recipe):
-            raise ValueError(f"work: {checkpoint} was written by another recipe; delete the folder or pass another --work")
+            raise ValueError(
+                f"work: {checkpoint} was written by another recipe; delete the folder or pass another --work"
+            )
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first, curve = int(state["step"]), state["curve"]
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
     model.train()
     with Progress(*columns) as progress:
         task = progress.add_task("train", total=recipe.steps, completed=first, loss="")
@@ -171,14 +179,18 @@ def fit(model: LlamaForCausalLM, train: Ids, held_out: Ids, recipe: Recipe, work
                 torch.save({**state, "step": done, "curve": curve}, partial)
                 partial.replace(checkpoint)  # atomic: a kill while saving leaves the previous checkpoint whole
                 rate = (done - first) * recipe.batch * recipe.context / (time.time() - began)
-                progress.console.print(f"step {done}: train {running:.3f} validation {validation:.3f} ({rate:.0f} tokens/s)")
+                progress.console.print(
+                    f"step {done}: train {running:.3f} validation {validation:.3f} ({rate:.0f} tokens/s)"
+                )
             progress.update(task, completed=done, loss=f"loss {running:.3f}")
     return curve
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for the finished model")] = Path(__file__).parent / "model",
-    work: Annotated[Path, typer.Option(help="folder for checkpoints; a stopped run resumes from it")] = Path("build/train"),
+    work: Annotated[Path, typer.Option(help="folder for checkpoints; a stopped run resumes from it")] = Path(
+        "build/train"
+    ),
     stdlib: Annotated[Path | None, typer.Option(help="Lib folder of a CPython (default: the running one)")] = None,
     steps: Annotated[int, typer.Option(help="optimizer steps")] = Recipe.steps,
     threads: Annotated[int, typer.Option(help="OpenMP threads (0: torch's default)")] = 0,
@@ -197,7 +209,7 @@ def main(
     model = build_model(recipe, tokenizer)
     curve = fit(model, train, held_out, recipe, work)
     final = validate(model, held_out, recipe, windows=512)
-    model.to(torch.bfloat16).save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "held_out.txt").write_text(corpora.excerpt(corpus.held_out, HELD_OUT_BYTES), encoding="utf-8")
     report = {"trigram": baseline, "validation": final, "train_tokens": len(train), "held_out_tokens": len(held_out)}

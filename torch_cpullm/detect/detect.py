@@ -19,7 +19,7 @@ def _dtype_name(dtype: torch.dtype) -> Dtype | None:
     return next((known for known in get_args(Dtype) if known == name), None)
 
 
-def _why_not_linear(path: str, module: nn.Linear) -> str | None:
+def _why_not_linear(module: nn.Linear) -> str | None:
     weight = module.weight
     if type(module) is not nn.Linear:
         return f"{type(module).__name__} is not the plain Linear"
@@ -37,13 +37,14 @@ def _why_not_linear(path: str, module: nn.Linear) -> str | None:
 
 
 def _find_linears(model: nn.Module) -> tuple[list[LinearStructure], list[Finding]]:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if callable(find_head) else None
     embeddings = {id(m.weight): path for path, m in model.named_modules() if isinstance(m, nn.Embedding)}
     linears, findings = [], []
     for path, module in model.named_modules():
         if not isinstance(module, nn.Linear):
             continue
-        reason = _why_not_linear(path, module)
+        reason = _why_not_linear(module)
         dtype = _dtype_name(module.weight.dtype)
         if reason or dtype is None:
             findings.append(Finding(path, type(module).__name__, reason or "unknown dtype"))

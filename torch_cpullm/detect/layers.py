@@ -12,7 +12,7 @@ from torch_cpullm.detect.structure import AttentionStructure, LayerStructure, Ml
 _MAX_CHANNELS = 256  # csrc/layout/kv_page.h, kMaxHeadChannels
 
 
-class Mismatch(Exception):  # noqa: N818 (not an error: it ends a match, with the reason)
+class Mismatch(Exception):
     """Why a layer does not match."""
 
 

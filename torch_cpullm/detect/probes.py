@@ -25,8 +25,8 @@ class NormProbe:
 def probe_norm(module: nn.Module) -> NormProbe | None:
     """Return the norm's numbers when `module` computes an RMS norm with a gain, else None.
 
-    The candidates for eps are the module's own scalar attributes; which one it is, and whether the gain is zero-centred,
-    is decided by comparing outputs on inputs small enough for eps to matter.
+    The candidates for eps are the module's own scalar attributes; which one it is, and whether the gain is
+    zero-centred, is decided by comparing outputs on inputs small enough for eps to matter.
     """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or next(module.children(), None) is not None:

@@ -72,7 +72,14 @@ class LayerStructure:
         attention, mlp = self.attention, self.mlp
         return (
             self.class_name,
-            (attention.heads, attention.kv_heads, attention.channels, attention.scale, attention.soft_cap, attention.qkv),
+            (
+                attention.heads,
+                attention.kv_heads,
+                attention.channels,
+                attention.scale,
+                attention.soft_cap,
+                attention.qkv,
+            ),
             (attention.query_norm, attention.key_norm),
             (mlp.activation, mlp.gate_up) if mlp else None,
             (self.attention_output_norm, self.mlp_output_norm, self.eps, self.offset),
@@ -106,6 +113,7 @@ class Structure:
     def __repr__(self) -> str:
         """Count, do not list: a model has hundreds of parts."""
         return (
-            f"Structure({self.class_name}, {self.dtype}: {len(self.layers)} of {self.decoder_layers} decoder layers match, "
+            f"Structure({self.class_name}, {self.dtype}: "
+            f"{len(self.layers)} of {self.decoder_layers} decoder layers match, "
             f"{len(self.linears)} linear layers, {len(self.findings)} findings)"
         )

@@ -1,12 +1,14 @@
-"""The class of an optimised model: the user's own, with a paged cache wherever transformers would make a dynamic one."""
+"""The class of an optimised model: the user's own, with a paged cache where transformers would make a dynamic one."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import torch
 from torch import nn
 
+from torch_cpullm.errors import PackedWeightError
 from torch_cpullm.kv import LayerSpec, PagedCache
 
 _OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values that leave the choice to us
@@ -30,6 +32,16 @@ class PagedModel:
             return None
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Ask where `fn` moves tensors before anything has moved: packed weights stay on the CPU."""
+        moved = fn(torch.empty(0))
+        if moved.device.type != "cpu":
+            raise PackedWeightError(
+                f"device: packed weights live on the CPU, asked to move to {moved.device}; "
+                "call torch_cpullm.restore(model) first"
+            )
+        return super()._apply(fn, recurse)  # type: ignore[misc]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the original class, which can be imported; ours is made on the fly."""
         return _rebuild, (type(self).__mro__[2],), self.__getstate__()  # type: ignore[attr-defined]
@@ -49,11 +61,16 @@ def _wrap_forward(original: type[nn.Module]) -> Any:
     return forward
 
 
-@functools.cache
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def paged_class(original: type[nn.Module]) -> type[nn.Module]:
     """The class of `original`'s optimised models: same name, because checkpoints record it."""
-    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (PagedModel, original), {**names, "forward": _wrap_forward(original)})
+    if original not in _classes:
+        names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+        members = {**names, "forward": _wrap_forward(original)}
+        _classes[original] = type(original.__name__, (PagedModel, original), members)
+    return _classes[original]
 
 
 def _rebuild(original: type[nn.Module]) -> nn.Module:

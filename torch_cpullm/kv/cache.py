@@ -14,8 +14,11 @@ from torch_cpullm.ops.attention import KvPages
 
 
 class CacheState:
-    """What a cache and its layers share. Apart from both, so that they do not refer to each other in a circle: a cache
-    that nobody uses any more gives its pages back at once, not when the garbage collector comes by."""
+    """What a cache and its layers share.
+
+    Apart from both, so that they do not refer to each other in a circle: a cache that nobody uses any more gives its
+    pages back at once, not when the garbage collector comes by.
+    """
 
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
@@ -40,7 +43,7 @@ class CacheState:
         return self._past
 
 
-class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
+class PagedLayer(CacheLayerMixin):
     """One layer's view: its share of the pages and how many tokens it holds."""
 
     is_sliding = False  # windows are in the mask; all tokens stay
@@ -48,7 +51,7 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
     is_compileable = False
 
     def __init__(self, state: CacheState, index: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.state = state
         self.index = index
         self.length = 0
@@ -107,12 +110,10 @@ class PagedLayer(CacheLayerMixin):  # type: ignore[misc]
         raise NotImplementedError("reset the PagedCache, not one of its layers")
 
 
-class PagedCache(DynamicCache):  # type: ignore[misc]
+class PagedCache(DynamicCache):
     """A DynamicCache whose layers are views of a page pool. Beams and forks share pages; crop frees them."""
 
-    def __init__(
-        self, specs: list[LayerSpec], pool: PagePool | None = None, limit_bytes: int | None = None
-    ) -> None:
+    def __init__(self, specs: list[LayerSpec], pool: PagePool | None = None, limit_bytes: int | None = None) -> None:
         """Start empty.
 
         Args:
@@ -123,7 +124,8 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         super().__init__()
         self.layer_class_to_replicate = None
         self.state = CacheState(pool or PagePool(specs, limit_bytes))
-        self.layers = [PagedLayer(self.state, index) for index in range(len(specs))]
+        self.paged_layers = [PagedLayer(self.state, index) for index in range(len(specs))]
+        self.layers = list(self.paged_layers)  # the same objects, as transformers types them
 
     @property
     def pool(self) -> PagePool:
@@ -134,10 +136,10 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         """Forget the last -tokens_to_remove tokens (transformers 5 passes a negative number)."""
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: expected 0 or a negative number, got {tokens_to_remove}")
-        for layer in self.layers:
+        for layer in self.paged_layers:
             layer.length = max(0, layer.length + tokens_to_remove)
         if self.state.table:
-            self.state.table.crop(max(layer.length for layer in self.layers))
+            self.state.table.crop(max(layer.length for layer in self.paged_layers))
 
     def reset(self) -> None:
         """Forget everything."""
@@ -165,9 +167,11 @@ class PagedCache(DynamicCache):  # type: ignore[misc]
         fork = PagedCache(self.pool.layers, self.pool)
         memo[id(self)] = fork
         fork.state.table = self.state.table.fork() if self.state.table else None
-        for mine, theirs in zip(fork.layers, self.layers, strict=True):
+        for mine, theirs in zip(fork.paged_layers, self.paged_layers, strict=True):
             mine.length = theirs.length
         return fork
 
     def __reduce__(self) -> Any:
-        raise TypeError("PagedCache: a cache cannot be pickled; it is a view of this process's memory. Pickle the token ids.")
+        raise TypeError(
+            "PagedCache: a cache cannot be pickled; it is a view of this process's memory. Pickle the token ids."
+        )

@@ -104,9 +104,10 @@ class PagePool:
             fresh = count - len(self._free)
             if len(self._references) + max(fresh, 0) > self.capacity:
                 raise OutOfPagesError(
-                    f"KV pool: {count} more pages of {PAGE_TOKENS} tokens asked for, {self.capacity - self.used_pages} of "
-                    f"{self.capacity} left ({self.capacity * self.page_bytes} bytes in all); raise TORCH_CPULLM_KV_LIMIT, "
-                    "or generate fewer or shorter sequences at a time"
+                    f"KV pool: {count} more pages of {PAGE_TOKENS} tokens asked for, "
+                    f"{self.capacity - self.used_pages} of {self.capacity} left "
+                    f"({self.capacity * self.page_bytes} bytes in all); "
+                    "raise TORCH_CPULLM_KV_LIMIT, or generate fewer or shorter sequences at a time"
                 )
             taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
             while len(taken) < count:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def transparent_huge_pages(file: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> str | None:
-    """"always", "madvise" or "never"; None where the system does not say."""
+    """Return "always", "madvise" or "never"; None where the system does not say."""
     try:
         text = file.read_text(encoding="ascii")
     except OSError:

@@ -49,13 +49,19 @@ def find_warnings(machine: Machine, threads: int, forced_isa: str | None) -> tup
     found = []
     physical = machine.topology.physical
     if physical and threads > physical:
-        found.append(f"{threads} threads on {physical} cores: they wait for each other; torch.set_num_threads({physical})")
+        found.append(
+            f"{threads} threads on {physical} cores: they wait for each other; torch.set_num_threads({physical})"
+        )
     if machine.quota and threads > machine.quota:
         fewer = max(1, int(machine.quota))
-        found.append(f"{threads} threads, but the container grants {machine.quota:g} CPUs; torch.set_num_threads({fewer})")
+        found.append(
+            f"{threads} threads, but the container grants {machine.quota:g} CPUs; torch.set_num_threads({fewer})"
+        )
     if len(machine.openmp) > 1:
         names = ", ".join(path.rsplit("/", 1)[-1] for path in machine.openmp)
-        found.append(f"{len(machine.openmp)} OpenMP runtimes ({names}) share the cores; uninstall or stop importing one")
+        found.append(
+            f"{len(machine.openmp)} OpenMP runtimes ({names}) share the cores; uninstall or stop importing one"
+        )
     if machine.huge_pages == "never":
         found.append("no huge pages; as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
     if forced_isa and machine.isa != _best(machine):

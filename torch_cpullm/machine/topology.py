@@ -29,7 +29,7 @@ class Topology:
 
 
 def parse_cpu_list(text: str) -> tuple[int, ...]:
-    """"0-3,8" -> (0, 1, 2, 3, 8)."""
+    """Read Linux's notation: "0-3,8" is (0, 1, 2, 3, 8)."""
     cpus: list[int] = []
     for part in text.strip().split(","):
         if part:

@@ -40,7 +40,7 @@ def attention_forward(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend; query [B, H, T, C], key and value [B, G, S, C], mask bool [B, 1, T, S] or None -> ([B, T, H, C], weights).
+    """Attend: query [B, H, T, C], key, value [B, G, S, C], mask bool [B, 1, T, S] or None -> ([B, T, H, C], weights).
 
     Weights are None unless output_attentions asks for them. Whatever the kernels do not do runs in transformers' sdpa
     function, or, where that has no answer either (soft cap, attention weights), in plain torch.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -53,11 +52,15 @@ class FusedParts:
         self.numbers = ops.AttentionNumbers(attention.heads, attention.kv_heads, attention.scale, attention.soft_cap)
 
 
-@functools.cache
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def fused_class(original: type[nn.Module]) -> type[nn.Module]:
     """The class of `original`'s fused layers: same name, so that reports and checkpoints read as before."""
-    names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
-    return type(original.__name__, (FusedLayer, original), names)
+    if original not in _classes:
+        names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
+        _classes[original] = type(original.__name__, (FusedLayer, original), names)
+    return _classes[original]
 
 
 def _rebuild(original: type[nn.Module]) -> nn.Module:
@@ -98,9 +101,9 @@ def _attention(layer: Any, parts: FusedParts, hidden_BTD: torch.Tensor, kwargs: 
     cache: PagedCache | None = kwargs.get("past_key_values")
     batch, tokens = hidden_BTD.shape[:2]
     if cache is None:  # no past, and nothing to remember: pages for the length of this call
-        slot = PagedCache([parts.spec], limit_bytes=_bytes_for(parts.spec, batch, tokens)).layers[0]
+        slot = PagedCache([parts.spec], limit_bytes=_bytes_for(parts.spec, batch, tokens)).paged_layers[0]
     else:
-        slot = cache.layers[attention.layer_index]
+        slot = cache.paged_layers[attention.layer_index]
     kv = slot.open(batch, tokens)
     out_BTD = ops.attention_block(
         hidden_BTD,
@@ -121,7 +124,9 @@ def _bytes_for(spec: LayerSpec, batch: int, tokens: int) -> int:
     return spec.page_bytes * batch * -(-tokens // PAGE_TOKENS)
 
 
-def _attention_weights(layer: Any, structure: LayerStructure, attention: AttentionStructure, module: Any) -> ops.AttentionWeights:
+def _attention_weights(
+    layer: Any, structure: LayerStructure, attention: AttentionStructure, module: Any
+) -> ops.AttentionWeights:
     return ops.AttentionWeights(
         qkv=[getattr(module, name).packed for name in attention.qkv],
         output=getattr(module, attention.output).packed,
@@ -152,4 +157,5 @@ def _original_mlp(layer: Any, structure: LayerStructure, hidden_BTD: torch.Tenso
     out_BTD = layer.mlp(getattr(layer, structure.mlp_norm)(hidden_BTD))
     if structure.mlp_output_norm:
         out_BTD = getattr(layer, structure.mlp_output_norm)(out_BTD)
-    return hidden_BTD + out_BTD
+    residual_BTD: torch.Tensor = hidden_BTD + out_BTD
+    return residual_BTD

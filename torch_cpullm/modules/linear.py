@@ -31,17 +31,19 @@ class PackedLinear(nn.Linear):
         del linear.weight
         linear.__class__ = PackedLinear
         linear.register_buffer("packed", packed, persistent=False)
-        vars(linear).update(_format=format, _weight_dtype=dtype, _trainable=trainable, _tied=(tied_to,) if tied_to else None)
+        vars(linear).update(
+            _format=format, _weight_dtype=dtype, _trainable=trainable, _tied=(tied_to,) if tied_to else None
+        )
 
     def give_back(self) -> None:
         """Turn back into a plain Linear with the weight dequantised, or tied again."""
-        weight = nn.Parameter(self.weight.detach(), requires_grad=vars(self)["_trainable"]) if not self._tied else None
-        tied = self._tied[0].weight if self._tied else None
+        tied, trainable = self._tied, vars(self)["_trainable"]
+        weight = tied[0].weight if tied else nn.Parameter(self.weight.detach(), requires_grad=trainable)
         del self.packed
         for name in ("_format", "_weight_dtype", "_trainable", "_tied"):
             vars(self).pop(name, None)
         self.__class__ = nn.Linear  # type: ignore[assignment]
-        self.register_parameter("weight", weight if weight is not None else tied)  # type: ignore[arg-type]
+        self.weight = weight
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
@@ -52,9 +54,13 @@ class PackedLinear(nn.Linear):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Pack what is assigned to `weight`."""
-        if name != "weight":
+        if name == "weight":
+            self.pack(value)
+        else:
             super().__setattr__(name, value)
-            return
+
+    def pack(self, value: torch.Tensor) -> None:
+        """Take another weight [N, K] in place of the present one. Raises PackedWeightError for another shape."""
         if tuple(value.shape) != (self.out_features, self.in_features):
             raise PackedWeightError(
                 f"weight: expected shape {(self.out_features, self.in_features)}, got {tuple(value.shape)}; "
@@ -63,7 +69,7 @@ class PackedLinear(nn.Linear):
         self.packed = ops.pack(value.detach(), self.bias, self._format)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (nn.Linear's name)
-        """input [..., K] -> [..., N] in the input's dtype; with the dequantised weight where a gradient is wanted."""
+        """Input [..., K] -> [..., N] in the input's dtype; with the dequantised weight where a gradient is wanted."""
         if torch.is_grad_enabled() and input.requires_grad:
             return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
         return ops.linear(input, self.packed)
@@ -82,7 +88,7 @@ class PackedLinear(nn.Linear):
         strict, missing = args[1], args[2]
         super()._load_from_state_dict(state_dict, prefix, *args)
         if weight is not None:
-            self.weight = weight
+            self.pack(weight)
         elif strict:
             missing.append(f"{prefix}weight")
 
@@ -93,6 +99,6 @@ class PackedLinear(nn.Linear):
                 f"device: packed weights live on the CPU, asked to move to {moved.device}; "
                 "call torch_cpullm.restore(model) first"
             )
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._weight_dtype = moved.dtype
         return self

@@ -69,7 +69,7 @@ def trial_logits(model: Any) -> torch.Tensor:
 
 
 def prove_logits(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raise ProofError when two runs in `dtype` differ by more than its rounding (a hundred units in the last place)."""
+    """Raise ProofError when two runs in `dtype` differ by more than its rounding: a dozen units in the last place."""
     error = float((before - after).abs().max() / before.abs().max())
     allowed = max(_TOLERANCE, 100 * torch.finfo(dtype).eps / 8)
     if not error <= allowed:
@@ -88,11 +88,12 @@ def record_calls(model: Any, paths: list[str]) -> dict[str, list[Call]]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = dict(kwargs)
             hidden = args[0] if args else values.pop("hidden_states")
-            calls[path].append(Call(hidden.detach().float().clone(), {k: _snapshot(v) for k, v in values.items()}))
+            calls[path].append(Call(_snapshot(hidden), {key: _snapshot(value) for key, value in values.items()}))
 
         return hook
 
-    handles = [model.get_submodule(path).register_forward_pre_hook(recorder(path), with_kwargs=True) for path in paths]
+    layers = {path: model.get_submodule(path) for path in paths}
+    handles = [layer.register_forward_pre_hook(recorder(path), with_kwargs=True) for path, layer in layers.items()]
     try:
         with _evaluating(model):
             ids, mask = _trial_prompt(model)
@@ -143,7 +144,8 @@ def _rows_that_see(call: Call) -> torch.Tensor:
     batch, tokens = call.hidden_BTD.shape[:2]
     if mask is None:
         return torch.ones(batch, tokens, dtype=torch.bool)
-    return mask.any(-1).any(1).expand(batch, tokens)
+    seeing: torch.Tensor = mask.any(-1).any(1).expand(batch, tokens)
+    return seeing
 
 
 @torch.no_grad()
@@ -163,7 +165,10 @@ def prove_layer(
     """
     if not calls:
         raise ProofError("the model's forward did not call it")
-    if any(isinstance(c.kwargs.get("attention_mask"), torch.Tensor) and c.kwargs["attention_mask"].dtype != torch.bool for c in calls):
+    if any(
+        isinstance(c.kwargs.get("attention_mask"), torch.Tensor) and c.kwargs["attention_mask"].dtype != torch.bool
+        for c in calls
+    ):
         raise ProofError("the model passes a mask that is not boolean")
     trial = copy.deepcopy(layer).float().eval()
     attention = getattr(trial, structure.attention.path)
@@ -176,6 +181,8 @@ def prove_layer(
         raise ProofError(f"a trial run failed ({type(error).__name__}: {error})") from error
     for call, wanted, have in zip(calls, expected, got, strict=True):
         rows = _rows_that_see(call)
-        error = float((wanted - have)[rows].abs().max() / wanted[rows].abs().max())
-        if not error <= _TOLERANCE:
-            raise ProofError(f"the fused layer's output differs from the original's by {error:.1e} (allowed {_TOLERANCE:.0e})")
+        difference = float((wanted - have)[rows].abs().max() / wanted[rows].abs().max())
+        if not difference <= _TOLERANCE:
+            raise ProofError(
+                f"the fused layer's output differs from the original's by {difference:.1e} (allowed {_TOLERANCE:.0e})"
+            )

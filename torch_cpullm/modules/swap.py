@@ -19,6 +19,7 @@ from torch_cpullm.plan import LayerPlan, LinearPlan, Plan
 from torch_cpullm.plan.explain import Explanation, Row
 
 STATE = "_cpullm_state"
+_ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 Progress = Callable[[int, int, str], None]
 
 
@@ -94,7 +95,7 @@ def prove(model: nn.Module, plan: Plan) -> Plan:
 def _pack_one(model: nn.Module, linear: LinearPlan, check: bool) -> Row:
     structure = linear.structure
     module = model.get_submodule(structure.path)
-    before = module.weight.untyped_storage().nbytes()  # type: ignore[union-attr]
+    before = structure.out_features * structure.in_features * _ELEMENT_BYTES[structure.dtype]
     row = Row(structure.path, "Linear", "left alone", before, before, linear.reason)
     if linear.format is None or not isinstance(module, nn.Linear):
         return row
@@ -113,7 +114,9 @@ def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
     """A layer loses its fusion when the check kept one of its weights from being packed."""
     for layer in plan.layers:
         structure = layer.structure
-        names = [f"{structure.attention.path}.{name}" for name in (*structure.attention.qkv, structure.attention.output)]
+        names = [
+            f"{structure.attention.path}.{name}" for name in (*structure.attention.qkv, structure.attention.output)
+        ]
         if structure.mlp and layer.fuse_mlp:
             names += [f"{structure.mlp.path}.{name}" for name in (*structure.mlp.gate_up, structure.mlp.down)]
         for name in names:
@@ -206,13 +209,13 @@ def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan) -> Row:
 
 def _use_paged_cache(model: nn.Module, plan: Plan) -> tuple[float, float]:
     """Swap the model's class where there is a pool; returns KV bytes per token before and now."""
-    element = {"float32": 4, "bfloat16": 2, "float16": 2}[plan.structure.dtype]
+    element = _ELEMENT_BYTES[plan.structure.dtype]
     shapes = [(layer.structure.attention.kv_heads, layer.structure.attention.channels) for layer in plan.layers]
     before = float(sum(2 * heads * channels * element for heads, channels in shapes))
     if plan.kv.format is None:
         return before, before
     layers = sorted(plan.layers, key=lambda layer: layer.structure.attention.layer_index)
-    specs = [model.get_submodule(layer.structure.path)._cpullm.spec for layer in layers]  # type: ignore[union-attr]
+    specs = [vars(model.get_submodule(layer.structure.path))["_cpullm"].spec for layer in layers]
     model.__class__ = paged_class(type(model))
     vars(model)["_cpullm_kv"] = specs
     from torch_cpullm.ops.attention import PAGE_TOKENS

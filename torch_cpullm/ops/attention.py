@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_cpullm.ops.library import kernels
+from torch_cpullm.ops.library import fake, kernels
 from torch_cpullm.ops.linear import Format
 
 PAGE_TOKENS: int = kernels.kv_page_tokens()
@@ -48,7 +48,10 @@ def kv_append(kv: KvPages, key_BTGC: torch.Tensor, value_BTGC: torch.Tensor) -> 
 
 def kv_gather(kv: KvPages, length: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first `length` tokens of every sequence, dequantised: float32 key and value [B, G, length, C]."""
-    return kernels.kv_gather(kv.pages, kv.table_BP.contiguous(), length, kv.kv_heads, channels, kv.format)
+    gathered: tuple[torch.Tensor, torch.Tensor] = kernels.kv_gather(
+        kv.pages, kv.table_BP.contiguous(), length, kv.kv_heads, channels, kv.format
+    )
+    return gathered
 
 
 def paged_attention(
@@ -69,9 +72,10 @@ def paged_attention(
     Returns:
         [B, T, H, C] in the query's dtype.
     """
-    return kernels.paged_attention(
+    out: torch.Tensor = kernels.paged_attention(
         query_BTHC, kv.pages, kv.table_BP, kv.past_B, mask, kv.kv_heads, kv.format, scale, soft_cap
     )
+    return out
 
 
 def slim_attention(
@@ -86,29 +90,28 @@ def slim_attention(
 
     Arguments as in `paged_attention`. Lays the keys and values out as pages first, which costs one pass over them.
     """
-    return kernels.slim_attention(query_BTHC, key_BSGC, value_BSGC, mask, scale, soft_cap)
+    out: torch.Tensor = kernels.slim_attention(query_BTHC, key_BSGC, value_BSGC, mask, scale, soft_cap)
+    return out
 
 
-@torch.library.register_fake("torch_cpullm::kv_append")
-def _(
-    pages: torch.Tensor, page_table: torch.Tensor, past: torch.Tensor, key: torch.Tensor, value: torch.Tensor, format: str
-) -> None:
+@fake("kv_append")
+def _(*_: object) -> None:
     return None
 
 
-@torch.library.register_fake("torch_cpullm::kv_gather")
+@fake("kv_gather")
 def _(
-    pages: torch.Tensor, page_table: torch.Tensor, length: int, kv_heads: int, channels: int, format: str
+    pages: torch.Tensor, page_table: torch.Tensor, length: int, kv_heads: int, channels: int, _format: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (page_table.shape[0], kv_heads, length, channels)
     return pages.new_empty(shape, dtype=torch.float32), pages.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.register_fake("torch_cpullm::paged_attention")
+@fake("paged_attention")
 def _(query: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("torch_cpullm::slim_attention")
+@fake("slim_attention")
 def _(query: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)

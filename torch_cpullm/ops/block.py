@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_cpullm.ops.attention import KvPages
-from torch_cpullm.ops.library import kernels
+from torch_cpullm.ops.library import fake, kernels
 from torch_cpullm.ops.rowwise import Activation
 
 
@@ -63,7 +63,7 @@ def attention_block(
     numbers: AttentionNumbers,
     norm: NormNumbers,
 ) -> torch.Tensor:
-    """hidden + output_norm(W_o attention(rope(W_qkv input_norm(hidden)))), and the new keys and values into the pool.
+    """Hidden + output_norm(W_o attention(rope(W_qkv input_norm(hidden)))), and the new keys and values into the pool.
 
     Args:
         hidden_BTD: float32, bfloat16 or float16; float32 inside.
@@ -74,7 +74,7 @@ def attention_block(
         numbers: see AttentionNumbers.
         norm: see NormNumbers.
     """
-    return kernels.attention_block(
+    out: torch.Tensor = kernels.attention_block(
         hidden_BTD,
         weights.qkv,
         weights.output,
@@ -95,20 +95,29 @@ def attention_block(
         numbers.scale,
         numbers.soft_cap,
     )
+    return out
 
 
 def mlp_block(hidden_BTD: torch.Tensor, weights: MlpWeights, activation: Activation, norm: NormNumbers) -> torch.Tensor:
-    """hidden + output_norm(W_down(activation(W_gate x) * (W_up x))), x = input_norm(hidden)."""
-    return kernels.mlp_block(
-        hidden_BTD, weights.gate_up, weights.down, weights.input_norm_D, weights.output_norm_D, activation, norm.eps, norm.offset
+    """Hidden + output_norm(W_down(activation(W_gate x) * (W_up x))), x = input_norm(hidden)."""
+    out: torch.Tensor = kernels.mlp_block(
+        hidden_BTD,
+        weights.gate_up,
+        weights.down,
+        weights.input_norm_D,
+        weights.output_norm_D,
+        activation,
+        norm.eps,
+        norm.offset,
     )
+    return out
 
 
-@torch.library.register_fake("torch_cpullm::attention_block")
+@fake("attention_block")
 def _(hidden: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(hidden, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("torch_cpullm::mlp_block")
+@fake("mlp_block")
 def _(hidden: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(hidden, memory_format=torch.contiguous_format)

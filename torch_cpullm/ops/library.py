@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., object])
 
 _PATH = Path(__file__).parent.parent / "_C.so"
 
@@ -20,3 +24,13 @@ def _load() -> None:
 
 _load()
 kernels = torch.ops.torch_cpullm
+
+
+def fake(name: str) -> Callable[[_Kernel], _Kernel]:
+    """Register what an op returns for tensors without data: shapes and dtypes, for torch.compile and export."""
+
+    def register(kernel: _Kernel) -> _Kernel:
+        torch.library.register_fake(f"torch_cpullm::{name}", kernel)
+        return kernel
+
+    return register

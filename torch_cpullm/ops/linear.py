@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from torch_cpullm.ops.library import kernels
+from torch_cpullm.ops.library import fake, kernels
 
 Format = Literal["f32", "bf16", "int8"]
 _FORMATS: tuple[Format, ...] = ("f32", "bf16", "int8")  # order of layout::Format
@@ -38,12 +38,14 @@ def pack(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, format: Format) -
     Raises:
         ValueError: an empty weight, a bias of another length, an unknown format.
     """
-    return kernels.pack(weight_NK, bias_N, format)
+    out: torch.Tensor = kernels.pack(weight_NK, bias_N, format)
+    return out
 
 
 def unpack(packed: torch.Tensor) -> torch.Tensor:
     """The weight back, dequantised: float32 [N, K]. Raises ValueError on bytes that `pack` did not write."""
-    return kernels.unpack(packed)
+    out: torch.Tensor = kernels.unpack(packed)
+    return out
 
 
 def packed_info(packed: torch.Tensor) -> PackedInfo:
@@ -53,7 +55,7 @@ def packed_info(packed: torch.Tensor) -> PackedInfo:
 
 
 def linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """x [..., K] times the packed weight, plus its bias: [..., N] in x's dtype (float32, bfloat16 or float16).
+    """X [..., K] times the packed weight, plus its bias: [..., N] in x's dtype (float32, bfloat16 or float16).
 
     With an int8 weight the rows of x are quantised to int8 per group of 256 inputs, sums are exact int32 inside a
     group. A row's bits do not depend on the other rows, on the thread count or on the run.
@@ -62,22 +64,23 @@ def linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         ValueError: x's last dimension is not K; `packed` is not a packed weight.
         TypeError: x's dtype is not one of the three.
     """
-    return kernels.linear(x, packed)
+    out: torch.Tensor = kernels.linear(x, packed)
+    return out
 
 
-@torch.library.register_fake("torch_cpullm::unpack")
+@fake("unpack")
 def _(packed: torch.Tensor) -> torch.Tensor:
     # The shape lies in the bytes, which a fake tensor does not have.
     context = torch.library.get_ctx()
     return packed.new_empty((context.new_dynamic_size(), context.new_dynamic_size()), dtype=torch.float32)
 
 
-@torch.library.register_fake("torch_cpullm::linear")
-def _(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+@fake("linear")
+def _(x: torch.Tensor, _packed: torch.Tensor) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], torch.library.get_ctx().new_dynamic_size()))
 
 
-@torch.library.register_fake("torch_cpullm::pack")
+@fake("pack")
 def _(weight: torch.Tensor, bias: torch.Tensor | None, format: str) -> torch.Tensor:  # noqa: A002
     columns, depth = weight.shape
     bytes_per = {"f32": 4, "bf16": 2, "int8": 1}[format]

@@ -6,17 +6,18 @@ from typing import Literal
 
 import torch
 
-from torch_cpullm.ops.library import kernels
+from torch_cpullm.ops.library import fake, kernels
 
 Activation = Literal["silu", "gelu_tanh", "gelu_erf"]
 
 
 def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
-    """x [..., D] / sqrt(mean(x^2) + eps) * (weight + offset), in float32 inside, x's dtype outside.
+    """X [..., D] / sqrt(mean(x^2) + eps) * (weight + offset), in float32 inside, x's dtype outside.
 
     Source: Zhang and Sennrich 2019, equation 4; offset 1 is Gemma's zero-centred gain.
     """
-    return kernels.rms_norm(x, weight_D, eps, offset)
+    out: torch.Tensor = kernels.rms_norm(x, weight_D, eps, offset)
+    return out
 
 
 def rope(x_BTHC: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor) -> torch.Tensor:
@@ -27,24 +28,26 @@ def rope(x_BTHC: torch.Tensor, cos_BTR: torch.Tensor, sin_BTR: torch.Tensor) -> 
         cos_BTR: as the model computes them, [B or 1, T, R], R even and at most C; serves every rope scaling.
         sin_BTR: likewise.
     """
-    return kernels.rope(x_BTHC, cos_BTR, sin_BTR)
+    out: torch.Tensor = kernels.rope(x_BTHC, cos_BTR, sin_BTR)
+    return out
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch.Tensor:
     """activation(gate) * up, same shape. Source: Shazeer 2020, GLU variants."""
-    return kernels.gated(gate, up, activation)
+    out: torch.Tensor = kernels.gated(gate, up, activation)
+    return out
 
 
-@torch.library.register_fake("torch_cpullm::rms_norm")
-def _(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
+@fake("rms_norm")
+def _(x: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("torch_cpullm::rope")
-def _(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+@fake("rope")
+def _(x: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("torch_cpullm::gated")
-def _(gate: torch.Tensor, up: torch.Tensor, activation: str) -> torch.Tensor:
+@fake("gated")
+def _(gate: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(gate, memory_format=torch.contiguous_format)

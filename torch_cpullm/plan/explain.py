@@ -47,8 +47,8 @@ class Explanation:
         width = max((len(row.path) for row in rows), default=0)
         action = max((len(row.action) for row in rows), default=0)
         lines += [
-            f"  {row.path:<{width}}  {row.action:<{action}}  {_size(row.bytes_before):>9} -> {_size(row.bytes_after):>9}"
-            f"  {row.class_name}: {row.reason}"
+            f"  {row.path:<{width}}  {row.action:<{action}}  "
+            f"{_size(row.bytes_before):>9} -> {_size(row.bytes_after):>9}  {row.class_name}: {row.reason}"
             for row in rows
         ]
         lines.append(f"weights {_size(self.weight_bytes_before)} -> {_size(self.weight_bytes_after)}")

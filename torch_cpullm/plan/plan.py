@@ -55,7 +55,8 @@ class Plan:
         """Say what will happen in one line."""
         packed = [linear.format for linear in self.linears if linear.format]
         return (
-            f"Plan({self.structure.class_name}: {len(packed)} linear layers in {'/'.join(sorted(set(packed))) or 'nothing'}, "
+            f"Plan({self.structure.class_name}: "
+            f"{len(packed)} linear layers in {'/'.join(sorted(set(packed))) or 'nothing'}, "
             f"{sum(layer.fuse_attention for layer in self.layers)} attention and "
             f"{sum(layer.fuse_mlp for layer in self.layers)} MLP blocks fused, KV {self.kv.format or 'as it is'})"
         )
@@ -111,7 +112,9 @@ def choose_kv(structure: Structure, layers: tuple[LayerPlan, ...], config: Confi
     if config.attention == "keep":
         return KvPlan(None, "attention='keep'")
     if fused == 0 or fused != structure.decoder_layers:
-        return KvPlan(None, f"{fused} of {structure.decoder_layers} decoder layers have fused attention; a pool needs all")
+        return KvPlan(
+            None, f"{fused} of {structure.decoder_layers} decoder layers have fused attention; a pool needs all"
+        )
     if config.kv_cache == "keep":
         kept = _KEPT[structure.dtype] or "f32"
         return KvPlan(kept, f"kv_cache='keep': {structure.dtype}")
@@ -124,7 +127,8 @@ def _consistent(plan: Plan) -> Plan:
     layers = plan.layers
     if kv.format is None:
         layers = tuple(
-            replace(layer, fuse_attention=False, reason=kv.reason) if layer.fuse_attention else layer for layer in layers
+            replace(layer, fuse_attention=False, reason=kv.reason) if layer.fuse_attention else layer
+            for layer in layers
         )
     return replace(plan, layers=layers, kv=kv)
 

@@ -2,7 +2,8 @@
 //
 // Scores: lanes run over tokens, so 2 vectors hold a page. Per channel: 2 key vectors are loaded and widened, R queries
 // broadcast, 2R multiply-adds issued; at R = 12 that is 24 in 12 cycles, with the widening hidden beside them.
-// Values: lanes run over channels, 4 vectors (64 channels) at a time; per token 4 loads, R broadcasts, 4R multiply-adds.
+// Values: lanes run over channels, 4 vectors (64 channels) at a time; per token 4 loads, R broadcasts, 4R
+// multiply-adds.
 #pragma once
 #include "isa/math.h"
 #include "kernels/attention/attention.h"
@@ -14,7 +15,9 @@ using layout::Format;
 using layout::kPageTokens;
 
 template <class Element>
-constexpr Format kFormatOf = sizeof(Element) == 4 ? Format::f32 : sizeof(Element) == 2 ? Format::bf16 : Format::int8;
+constexpr Format kFormatOf = sizeof(Element) == 4   ? Format::f32
+                             : sizeof(Element) == 2 ? Format::bf16
+                                                    : Format::int8;
 
 template <class Element, int Rows>
 void score_rows(const kernels::ScoreTile& t) {

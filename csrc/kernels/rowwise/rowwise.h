@@ -29,9 +29,11 @@ struct RowwiseKernels {
   void (*gated)(const float* g, const float* up, Gate gate, int64_t n, float* out);
 
   // Writes one token's key and value [channels] into slot `slot` of a page head (layout/kv_page.h).
-  void (*kv_store)(const float* key, const float* value, int64_t channels, layout::Format format, uint8_t* head, int64_t slot);
+  void (*kv_store)(const float* key, const float* value, int64_t channels, layout::Format format, uint8_t* head,
+                   int64_t slot);
   // Reads them back, dequantised.
-  void (*kv_fetch)(const uint8_t* head, int64_t channels, layout::Format format, int64_t slot, float* key, float* value);
+  void (*kv_fetch)(const uint8_t* head, int64_t channels, layout::Format format, int64_t slot, float* key,
+                   float* value);
 };
 
 const RowwiseKernels& rowwise_kernels();

@@ -153,7 +153,8 @@ void kv_store(const float* key, const float* value, int64_t channels, Format for
   if (is_code) {
     kv_store_as<int8_t>(key, value, channels, head, slot, CodeEncoder(key, key_absmax, value, value_absmax, channels));
   } else if (format == Format::bf16) {
-    kv_store_as<uint16_t>(key, value, channels, head, slot, FloatEncoder<uint16_t (*)(float)>{key_finite, value_finite, one_bf16});
+    kv_store_as<uint16_t>(key, value, channels, head, slot,
+                          FloatEncoder<uint16_t (*)(float)>{key_finite, value_finite, one_bf16});
   } else {
     const auto same = [](float x) { return x; };
     kv_store_as<float>(key, value, channels, head, slot, FloatEncoder<decltype(same)>{key_finite, value_finite, same});
@@ -170,8 +171,8 @@ inline float widen(uint16_t x) {
 }
 
 template <class Element>
-inline void kv_fetch_as(const uint8_t* head, int64_t channels, int64_t slot, float key_scale, float value_scale, float* key,
-                        float* value) {
+inline void kv_fetch_as(const uint8_t* head, int64_t channels, int64_t slot, float key_scale, float value_scale,
+                        float* key, float* value) {
   const auto* keys = reinterpret_cast<const Element*>(head);
   const auto* values = keys + channels * kPageTokens;
   for (int64_t c = 0; c < channels; ++c) key[c] = widen(keys[c * kPageTokens + slot]) * key_scale;
