@@ -23,7 +23,11 @@ inline f32x16 exp(f32x16 x) {
   return select_less(x, lowest, zero_f32(), scale_by_power_of_two(e, n));
 }
 
-inline f32x16 sigmoid(f32x16 x) { return div(set1_f32(1.0f), add(set1_f32(1.0f), exp(sub(zero_f32(), x)))); }
+// 0 below -87.33: there exp(-x) saturates, and x * sigmoid(x) of a huge negative x would not vanish.
+inline f32x16 sigmoid(f32x16 x) {
+  const f32x16 s = div(set1_f32(1.0f), add(set1_f32(1.0f), exp(sub(zero_f32(), x))));
+  return select_less(x, set1_f32(-87.33f), zero_f32(), s);
+}
 
 // 2 * sigmoid(2x) - 1: absolute error 1e-7, enough for gates and soft caps (a relative one is lost near 0).
 inline f32x16 tanh(f32x16 x) { return fma(set1_f32(2.0f), sigmoid(add(x, x)), set1_f32(-1.0f)); }

@@ -44,12 +44,12 @@ def _sizes(before: float, after: float) -> tuple[str, str, str]:
     return size(before), size(after), f"{100 * after / before:.0f} %"
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Bytes in the largest decimal unit that leaves a number above one."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.2f} {unit}"
-    return f"{count} B"
+    return f"{count:.0f} B"
 
 
 def _caption(comparison: Comparison) -> str:

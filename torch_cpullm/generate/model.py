@@ -54,7 +54,9 @@ def _wrap_forward(original: type[nn.Module]) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         use_cache = kwargs.get("use_cache")
         wanted = self.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
-        if wanted and not self.training and len(args) <= 1 and kwargs.get("past_key_values") is None:
+        differentiates = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        fresh = len(args) <= 1 and kwargs.get("past_key_values") is None
+        if wanted and fresh and not self.training and not differentiates:
             kwargs["past_key_values"] = PagedCache(self._cpullm_kv)
         return inner(self, *args, **kwargs)
 

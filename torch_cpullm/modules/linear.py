@@ -43,7 +43,7 @@ class PackedLinear(nn.Linear):
         for name in ("_format", "_weight_dtype", "_trainable", "_tied"):
             vars(self).pop(name, None)
         self.__class__ = nn.Linear  # type: ignore[assignment]
-        self.weight = weight
+        self.register_parameter("weight", weight)  # type: ignore[arg-type]
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]

@@ -61,7 +61,7 @@ def _trial_prompt(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def trial_logits(model: Any) -> torch.Tensor:
-    """Float32 logits of the trial prompt at the tokens that are not padding. Raises ProofError when it cannot be run."""
+    """Float32 logits of the trial prompt where it is not padding. Raises ProofError when the model cannot be run."""
     with _evaluating(model):
         ids, mask = _trial_prompt(model)
         logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits

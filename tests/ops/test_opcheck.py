@@ -1,0 +1,51 @@
+"""torch.library.opcheck on every op: schema, fake kernel, mutation and functionalisation agree with the real thing."""
+
+import torch
+
+from torch_cpullm.ops.attention import layer_bytes
+from torch_cpullm.ops.library import kernels
+from torch_cpullm.ops.linear import pack
+
+PACKED = pack(torch.randn(64, 64), None, "int8")
+TABLE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
+PAST = torch.tensor([3, 3], dtype=torch.int32)
+
+
+def pages(format="int8"):
+    return torch.zeros(4, layer_bytes(2, 32, format), dtype=torch.uint8)
+
+
+def arguments():
+    q, k = torch.randn(2, 2, 4, 32), torch.randn(2, 2, 2, 32)
+    rope = torch.ones(2, 2, 32)
+    qkv = [pack(torch.randn(256, 64), None, "int8")]
+    attention = (torch.randn(2, 2, 64), qkv, pack(torch.randn(64, 128), None, "int8"), torch.ones(64), None, None, None)
+    numbers = (4, 2, "int8", 1e-6, 0.0, 0.2, 0.0)
+    gate_up = [pack(torch.randn(32, 64), None, "int8")] * 2
+    return {
+        "pack": (torch.randn(70, 50), torch.randn(70), "int8"),
+        "unpack": (PACKED,),
+        "linear": (torch.randn(3, 64), PACKED),
+        "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
+        "rope": (q, rope, rope),
+        "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
+        "kv_append": (pages(), TABLE, PAST, k, k, "int8"),
+        "kv_gather": (pages(), TABLE, 5, 2, 32, "int8"),
+        "paged_attention": (q, pages(), TABLE, PAST, None, 2, "int8", 0.2, 0.0),
+        "slim_attention": (q, k, k, None, 0.2, 0.0),
+        "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers),
+        "mlp_block": (torch.randn(2, 2, 64), gate_up, pack(torch.randn(64, 32), None, "int8"), torch.ones(64), None, "silu", 1e-6, 0.0),
+    }
+
+
+def pytest_generate_tests(metafunc):
+    metafunc.parametrize("name", arguments())
+
+
+def test_opcheck(name):
+    # The sizes of unpack and linear lie in the packed bytes: their fake results have unbacked sizes, which the dynamic
+    # tracing test cannot compare.
+    utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if name not in ("unpack", "linear"):
+        utilities.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(kernels, name), arguments()[name], test_utils=utilities)
