@@ -50,7 +50,7 @@ class Config:
 
 
 def forced_isa() -> str | None:
-    """The value of TORCH_CPULLM_ISA (scalar, avx2, avx512), which the C++ side obeys when it is loaded."""
+    """The value of TORCH_CPULLM_ISA ("avx2", or "avx2,-avxvnni"), which the C++ side obeys when it is loaded."""
     return os.environ.get("TORCH_CPULLM_ISA") or None
 
 

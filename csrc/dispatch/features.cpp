@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 
 namespace torch_cpullm::dispatch {
@@ -57,22 +56,68 @@ uint64_t detect() {
 
 constexpr uint64_t kAvx2Words = kAvx2Set | kAvxVnni;
 
-uint64_t capped(uint64_t features) {
-  const char* word = std::getenv("TORCH_CPULLM_ISA");
-  if (!word || !*word || !std::strcmp(word, "avx512")) return features;
-  return std::strcmp(word, "avx2") == 0 ? features & kAvx2Words : 0;
+constexpr struct {
+  Feature feature;
+  const char* name;
+} kNames[] = {{kAvx2, "avx2"},
+              {kFma, "fma"},
+              {kAvxVnni, "avxvnni"},
+              {kAvx512f, "avx512f"},
+              {kAvx512bw, "avx512bw"},
+              {kAvx512dq, "avx512dq"},
+              {kAvx512vl, "avx512vl"},
+              {kAvx512Vnni, "avx512vnni"},
+              {kAvx512Bf16, "avx512bf16"},
+              {kAmxTile, "amxtile"},
+              {kAmxInt8, "amxint8"},
+              {kAmxBf16, "amxbf16"}};
+
+// "level" or "level,-feature,-feature": the features the variable leaves of all, and whether every word was known.
+struct Forced {
+  uint64_t allowed = ~uint64_t{0};
+  bool known = true;
+  Level level = Level::avx512;
+  bool has_level = false;
+};
+
+Forced read_forced() {
+  Forced forced;
+  const char* variable = std::getenv("TORCH_CPULLM_ISA");
+  std::string rest = variable ? variable : "";
+  while (!rest.empty()) {
+    const std::string word = rest.substr(0, rest.find(','));
+    rest = rest.size() > word.size() ? rest.substr(word.size() + 1) : "";
+    if (word == "scalar" || word == "avx2" || word == "avx512") {
+      forced.level = word == "scalar" ? Level::scalar : word == "avx2" ? Level::avx2 : Level::avx512;
+      forced.has_level = true;
+      if (word == "scalar") forced.allowed = 0;
+      if (word == "avx2") forced.allowed &= kAvx2Words;
+      continue;
+    }
+    bool found = false;
+    for (const auto& [feature, name] : kNames) {
+      if (word.size() < 2 || word[0] != '-' || word.compare(1, std::string::npos, name) != 0) continue;
+      forced.allowed &= ~static_cast<uint64_t>(feature);
+      found = true;
+    }
+    forced.known = forced.known && found;
+  }
+  return forced;
 }
 
 }  // namespace
 
 void check_forced_level() {
-  const char* word = std::getenv("TORCH_CPULLM_ISA");
-  if (!word || !*word) return;
-  if (std::strcmp(word, "scalar") && std::strcmp(word, "avx2") && std::strcmp(word, "avx512"))
-    throw std::invalid_argument(std::string("TORCH_CPULLM_ISA: expected scalar, avx2 or avx512, got '") + word + "'");
-  const bool is_512 = !std::strcmp(word, "avx512"), is_2 = !std::strcmp(word, "avx2");
-  if ((is_512 && (cpu_features() & kAvx512Set) != kAvx512Set) || (is_2 && (cpu_features() & kAvx2Set) != kAvx2Set))
-    throw std::invalid_argument(std::string("TORCH_CPULLM_ISA: this CPU lacks what '") + word + "' needs; it has " +
+  const Forced forced = read_forced();
+  const char* variable = std::getenv("TORCH_CPULLM_ISA");
+  if (!forced.known)
+    throw std::invalid_argument(
+        std::string(
+            "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512, then ',-feature' for features to leave out, got '") +
+        variable + "'");
+  const uint64_t needed = forced.level == Level::avx512 ? kAvx512Set : forced.level == Level::avx2 ? kAvx2Set : 0;
+  if (forced.has_level && (cpu_features() & needed) != needed)
+    throw std::invalid_argument(std::string("TORCH_CPULLM_ISA: this CPU lacks what '") + variable + "' needs; it has " +
                                 feature_names(cpu_features()));
 }
 
@@ -82,7 +127,7 @@ uint64_t cpu_features() {
 }
 
 uint64_t usable_features() {
-  static const uint64_t features = capped(cpu_features());
+  static const uint64_t features = cpu_features() & read_forced().allowed;
   return features;
 }
 
@@ -95,21 +140,6 @@ Level level() {
 bool has(Feature feature) { return (usable_features() & feature) == feature; }
 
 std::string feature_names(uint64_t features) {
-  static constexpr struct {
-    Feature feature;
-    const char* name;
-  } kNames[] = {{kAvx2, "avx2"},
-                {kFma, "fma"},
-                {kAvxVnni, "avxvnni"},
-                {kAvx512f, "avx512f"},
-                {kAvx512bw, "avx512bw"},
-                {kAvx512dq, "avx512dq"},
-                {kAvx512vl, "avx512vl"},
-                {kAvx512Vnni, "avx512vnni"},
-                {kAvx512Bf16, "avx512bf16"},
-                {kAmxTile, "amxtile"},
-                {kAmxInt8, "amxint8"},
-                {kAmxBf16, "amxbf16"}};
   std::string out;
   for (const auto& [feature, name] : kNames) {
     if (!(features & feature)) continue;

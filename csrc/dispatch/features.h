@@ -23,7 +23,8 @@ enum Feature : uint64_t {
 constexpr uint64_t kAvx2Set = kAvx2 | kFma;
 constexpr uint64_t kAvx512Set = kAvx2Set | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl;
 
-// A cap on what may be used: TORCH_CPULLM_ISA=scalar|avx2|avx512. It lowers, it never adds a feature.
+// A cap on what may be used: TORCH_CPULLM_ISA=scalar|avx2|avx512, and features to leave out: "avx2,-avxvnni".
+// It lowers, it never adds a feature.
 enum class Level { scalar = 0, avx2 = 1, avx512 = 2 };
 
 uint64_t cpu_features();     // what the machine has

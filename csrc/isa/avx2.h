@@ -142,6 +142,11 @@ inline int32_t store_s8(int8_t* p, f32x16 a) {
   return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
 }
 
+#ifdef TORCH_CPULLM_AVXVNNI
+constexpr int32_t kDot4Offset = 128;
+#else
+constexpr int32_t kDot4Offset = 0;  // taken off inside
+#endif
 inline __m256i dot4(__m256i acc, __m256i weight_u8, __m256i activation_s8) {
 #ifdef TORCH_CPULLM_AVXVNNI
   return _mm256_dpbusd_avx_epi32(acc, weight_u8, activation_s8);

@@ -112,6 +112,7 @@ inline int32_t store_s8(int8_t* p, f32x16 a) {
 
 // Both dot products in assembly: for the intrinsics GCC 12 copies the accumulator before and after every instruction
 // and spills a 6 x 4 tile (67 moves and 56 stack accesses in the inner loop; with "+v" none).
+constexpr int32_t kDot4Offset = 128;
 #ifdef TORCH_CPULLM_AVX512VNNI
 inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
   const __m512i w = _mm512_loadu_si512(weight), a = _mm512_set1_epi32(activation);

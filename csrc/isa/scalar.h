@@ -150,6 +150,8 @@ inline int32_t store_s8(int8_t* p, f32x16 a) {
   return sum;
 }
 
+// What dot4 leaves to be subtracted, times the sum of activations: the 128 that stored weights are above their codes.
+constexpr int32_t kDot4Offset = 128;
 // acc[n] += sum over 4 k of (unsigned weight[n][k]) * (signed activation[k]); weight: 16 columns x 4 k.
 inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
   int8_t a[4];

@@ -5,7 +5,8 @@
 // f32, bf16: one chain of fused multiply-adds per output, in k order: c may leave and re-enter at any step border
 //            without changing a bit (except avx512bf16, whose instruction adds a pair per step).
 // int8:      exact int32 inside a group, then c = fma(scale[r][group], sum, c), in group order. With weights stored as
-//            code + 128 the true sum is  sum(u8 * s8) - 128 * sum(s8); the accumulator starts at -128 * act_sum.
+//            code + 128 the true sum is  sum(u8 * s8) - 128 * sum(s8); the accumulator starts at -128 * act_sum
+//            (at 0 in the avx2 kernel, which has no unsigned product and takes the 128 off each weight instead).
 //            No overflow: 256 * 255 * 127 < 2^23.
 //
 // `act` holds per row: f32 values, bf16 values padded to a pair, or s8 codes padded to four, zeros in the padding.

@@ -83,7 +83,7 @@ struct TileS8 {
       I32 sum[Rows][kColumnVectors];
 #pragma GCC unroll 6
       for (int r = 0; r < Rows; ++r) {
-        const I32 offset = set1_i32(-128 * t.act_sum[r * t.group_stride + group]);
+        const I32 offset = set1_i32(-kDot4Offset * t.act_sum[r * t.group_stride + group]);
 #pragma GCC unroll 4
         for (int v = 0; v < kColumnVectors; ++v) sum[r][v] = offset;
       }

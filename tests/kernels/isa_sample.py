@@ -1,0 +1,49 @@
+"""Run by test_isa.py in a process of its own, with TORCH_CPULLM_ISA set: one sample of every op, saved to a file."""
+
+import sys
+
+import torch
+
+from torch_cpullm.ops import introspect, linear, rowwise
+from torch_cpullm.ops.attention import paged_attention, slim_attention
+from torch_cpullm.testing.pages import filled_pages
+
+
+def hard(*shape):
+    """Values over many magnitudes, some of them zero or denormal."""
+    x = torch.randn(shape).exp() * torch.randn(shape).sign()
+    x.flatten()[::17] = 0.0
+    x.flatten()[5::29] = 1e-41
+    return x
+
+
+def sample():
+    out = {}
+    for format in ("f32", "bf16", "int8"):
+        for rows, columns, depth in ((1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (130, 70, 520)):
+            packed = linear.pack(hard(columns, depth), torch.randn(columns), format)
+            out[f"linear {format} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), packed)
+    for width in (1, 16, 50, 100):
+        out[f"rms_norm {width}"] = rowwise.rms_norm(hard(4, width), torch.randn(width), 1e-6, 1.0)
+        for activation in ("silu", "gelu_tanh", "gelu_erf"):
+            out[f"gated {activation} {width}"] = rowwise.gated(hard(4, width) * 9, hard(4, width), activation)
+    angles = torch.randn(1, 6, 34)
+    out["rope"] = rowwise.rope(hard(2, 6, 3, 48), angles.cos(), angles.sin())
+    for format in ("f32", "bf16", "int8"):
+        for tokens, past, heads, channels in ((1, 0, 4, 16), (1, 299, 6, 80), (40, 60, 2, 32), (19, 0, 8, 64)):
+            key, value = torch.randn(2, 2, past + tokens, 2, channels)
+            query = torch.randn(2, tokens, heads, channels)
+            kv = filled_pages(key, value, torch.full((2,), past), format)
+            name = f"attention {format} {tokens} {past} {heads} {channels}"
+            out[name] = paged_attention(query, kv, None, channels**-0.5, 20.0 if heads == 6 else 0.0)
+            mask = torch.rand(2, 1, tokens, past + tokens) < 0.4
+            out[f"{name} masked"] = paged_attention(query, kv, mask, channels**-0.5)
+    out["slim"] = slim_attention(torch.randn(1, 9, 4, 32), *torch.randn(2, 1, 20, 2, 32), None, 0.2)
+    return out
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    results = sample()
+    ran = [kernel.name for kernel in introspect.kernel_report() if kernel.calls]
+    torch.save({"results": results, "level": introspect.isa_level(), "ran": ran}, sys.argv[1])

@@ -1,0 +1,82 @@
+"""Every ISA level, in processes of their own: the forced level is the one that runs, and its bits are the others' bits.
+
+Kernels are written once against lanes whose operations agree bit for bit (csrc/isa): multiply-adds are fused, reductions
+fold halves. The one exception is vdpbf16ps, which adds a pair of products per step.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_cpullm.ops import introspect
+
+SAMPLE = Path(__file__).with_name("isa_sample.py")
+# The last two hide one feature, so that the kernels for CPUs without it run here as well.
+LEVELS = ["scalar", "avx2", "avx512", "avx2,-avxvnni", "avx512,-avx512vnni,-avx512bf16"]
+# What an ISA word may be on each level: a level holds the ones below it.
+WORDS = {
+    "scalar": {"scalar"},
+    "avx2": {"avx2", "avxvnni"},
+    "avx512": {"avx512", "avx512vnni", "avx512bf16"},
+    "avx2,-avxvnni": {"avx2"},
+    "avx512,-avx512vnni,-avx512bf16": {"avx512", "avx2", "avxvnni"},
+}
+
+
+def can_run(level):
+    needed = {"scalar": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    return needed[level.split(",")[0]] <= set(introspect.cpu_features())
+
+
+def run(level, file):
+    environment = {**os.environ, "TORCH_CPULLM_ISA": level, "PYTHONPATH": str(Path.cwd())}
+    return subprocess.run(
+        [sys.executable, str(SAMPLE), str(file)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("isa")
+    found = {}
+    for level in filter(can_run, LEVELS):
+        finished = run(level, folder / level)
+        assert finished.returncode == 0, finished.stderr
+        found[level] = torch.load(folder / level, weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_forced_level_is_the_one_that_ran(level, samples):
+    if level not in samples:
+        pytest.skip(f"this CPU lacks what {level} needs")
+    assert samples[level]["level"] == level.split(",")[0]
+    words = {name.rsplit("__", 1)[-1] for name in samples[level]["ran"]}
+    assert words
+    assert words <= WORDS[level], f"kernels of other levels ran: {words - WORDS[level]}"
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_bits_are_those_of_the_scalar_definition(level, samples):
+    if level not in samples:
+        pytest.skip(f"this CPU lacks what {level} needs")
+    pairs_at_once = any("avx512bf16" in name for name in samples[level]["ran"])
+    for name, expected in samples["scalar"]["results"].items():
+        got = samples[level]["results"][name]
+        if pairs_at_once and name.startswith("linear bf16"):
+            # Of the row's size: vdpbf16ps flushes denormals and rounds a pair's sum once.
+            assert float((got - expected).norm()) <= 1e-5 * float(expected.norm()), name
+        else:
+            assert torch.equal(got, expected), f"{name}: {int((got != expected).sum())} of {got.numel()} differ"
+
+
+@pytest.mark.parametrize("word", ["avx1024", "avx2,-sse9", "-"])
+def test_an_unknown_word_is_refused(word, tmp_path):
+    finished = run(word, tmp_path / "none")
+    assert finished.returncode != 0
+    assert "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512" in finished.stderr
+    assert f"got '{word}'" in finished.stderr
