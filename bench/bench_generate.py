@@ -23,7 +23,6 @@ import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch_cpullm.machine.probe import Probe, probe
 
 import torch_cpullm
 from bench.picture import draw
@@ -31,6 +30,7 @@ from bench.summary import MOVED, Group, Row, summarise
 from torch_cpullm.demo.shapes import SEED, config_of, fill, meta_model
 from torch_cpullm.demo.steps import step
 from torch_cpullm.demo.timing import Lap, time_lap, warm_up
+from torch_cpullm.machine.probe import Probe, probe
 from torch_cpullm.ops import introspect
 
 if TYPE_CHECKING:

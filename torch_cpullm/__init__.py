@@ -10,6 +10,6 @@ from torch_cpullm import errors
 from torch_cpullm.api import explain, optimize, restore
 from torch_cpullm.config import Config
 from torch_cpullm.machine import info
+from torch_cpullm.version import VERSION as __version__
 
-__version__ = "0.1.0"
 __all__ = ["Config", "__version__", "errors", "explain", "info", "optimize", "restore"]

@@ -1,6 +1,5 @@
 #include "bindings/ops.h"
 #include "dispatch/kernel.h"
-#include "runtime/parallel.h"
 
 namespace torch_cpullm::bindings {
 
@@ -10,6 +9,5 @@ std::string isa_level() {
 }
 std::string cpu_features() { return dispatch::feature_names(dispatch::cpu_features()); }
 std::string kernel_report() { return dispatch::kernel_report(); }
-bool is_forked_child() { return runtime::is_forked_child(); }
 
 }  // namespace torch_cpullm::bindings

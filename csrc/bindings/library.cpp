@@ -60,11 +60,10 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("probe_peak(str instruction, int threads, int milliseconds) -> float");
   m.def("probe_round_trip(int iterations) -> float");
 
-  // What runs: level in use, CPUID features in use, kernels with their counts, and whether this is a child of fork().
+  // What runs: level in use, CPUID features of the machine, kernels with their counts.
   m.def("isa_level() -> str", torch_cpullm::bindings::isa_level);
   m.def("cpu_features() -> str", torch_cpullm::bindings::cpu_features);
   m.def("kernel_report() -> str", torch_cpullm::bindings::kernel_report);
-  m.def("is_forked_child() -> bool", torch_cpullm::bindings::is_forked_child);
 }
 
 TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {

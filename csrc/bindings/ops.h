@@ -57,6 +57,5 @@ double probe_round_trip(int64_t iterations);
 std::string isa_level();
 std::string cpu_features();
 std::string kernel_report();
-bool is_forked_child();
 
 }  // namespace torch_cpullm::bindings

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch_cpullm.errors import ConfigError
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from torch_cpullm.demo import shapes
+from torch_cpullm.errors import ConfigError
 
 # Parameter counts of the published checkpoints, shared embeddings counted once.
 PARAMETERS = {

@@ -1,7 +1,7 @@
 """Every ISA level, in processes of their own: the forced level is the one that runs, and its bits are the others' bits.
 
-Kernels are written once against lanes whose operations agree bit for bit (csrc/isa): multiply-adds are fused, reductions
-fold halves. The one exception is vdpbf16ps, which adds a pair of products per step.
+Kernels are written once against lanes whose operations agree bit for bit (csrc/isa): multiply-adds are fused and
+reductions fold halves. The one exception is vdpbf16ps, which adds a pair of products per step.
 """
 
 import os
@@ -35,7 +35,12 @@ def can_run(level):
 def run(level, file):
     environment = {**os.environ, "TORCH_CPULLM_ISA": level, "PYTHONPATH": str(Path.cwd())}
     return subprocess.run(
-        [sys.executable, str(SAMPLE), str(file)], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, str(SAMPLE), str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
 
 

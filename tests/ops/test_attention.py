@@ -120,7 +120,9 @@ def test_bits_for_any_batch_block_and_team(format):
         assert torch.equal(ops.paged_attention(query, filled_pages(key, value, past, format), None, 0.125), expected)
         for row in (0, 17, 59):
             one = filled_pages(key[1:], value[1:], torch.tensor([640 + row]), format)
-            assert torch.equal(ops.paged_attention(query[1:, row : row + 1], one, None, 0.125), expected[1:, row : row + 1])
+            assert torch.equal(
+                ops.paged_attention(query[1:, row : row + 1], one, None, 0.125), expected[1:, row : row + 1]
+            )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

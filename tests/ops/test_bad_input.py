@@ -32,7 +32,9 @@ def mlp(hidden=None, gate_up=None, down=None, norm=None, activation="silu"):
         input_norm_D=norm if norm is not None else torch.ones(64),
         output_norm_D=None,
     )
-    return block.mlp_block(torch.randn(1, 3, 64) if hidden is None else hidden, weights, activation, block.NormNumbers(1e-6, 0.0))
+    return block.mlp_block(
+        torch.randn(1, 3, 64) if hidden is None else hidden, weights, activation, block.NormNumbers(1e-6, 0.0)
+    )
 
 
 CASES = {
@@ -43,7 +45,11 @@ CASES = {
     "pack format": (lambda: linear.pack(torch.randn(3, 3), None, "int3"), ValueError, "format"),
     "linear width": (lambda: linear.linear(torch.randn(2, 63), PACKED), ValueError, "x: expected the last dimension"),
     "linear dtype": (lambda: linear.linear(X.double(), PACKED), TypeError, "x: expected float32"),
-    "linear gradient": (lambda: linear.linear(X.clone().requires_grad_(), PACKED), NotImplementedError, "x: .*gradient"),
+    "linear gradient": (
+        lambda: linear.linear(X.clone().requires_grad_(), PACKED),
+        NotImplementedError,
+        "x: .*gradient",
+    ),
     "linear scalar": (lambda: linear.linear(torch.tensor(1.0), PACKED), ValueError, "x"),
     "linear weight dtype": (lambda: linear.linear(X, PACKED.int()), TypeError, "packed"),
     "linear weight rank": (lambda: linear.linear(X, PACKED[None]), ValueError, "packed"),
@@ -75,16 +81,26 @@ CASES = {
     "mask dtype": (lambda: attend(kv(), mask=torch.zeros(2, 1, 1, 1)), TypeError, "mask"),
     "mask rank": (lambda: attend(kv(), mask=torch.ones(2, 1, dtype=torch.bool)), ValueError, "mask"),
     "mask too short": (
-        lambda: attend(kv(past_B=torch.full((2,), 5, dtype=torch.int32)), mask=torch.ones(2, 1, 1, 5, dtype=torch.bool)),
+        lambda: attend(
+            kv(past_B=torch.full((2,), 5, dtype=torch.int32)), mask=torch.ones(2, 1, 1, 5, dtype=torch.bool)
+        ),
         ValueError,
         "mask",
     ),
     "soft cap": (lambda: attend(kv(), soft_cap=-1.0), ValueError, "soft_cap"),
     "query dtype": (lambda: attend(kv(), query().int()), TypeError, "query"),
-    "append shapes": (lambda: attention.kv_append(kv(), torch.randn(2, 1, 2, 32), torch.randn(2, 1, 2, 16)), ValueError, "value"),
+    "append shapes": (
+        lambda: attention.kv_append(kv(), torch.randn(2, 1, 2, 32), torch.randn(2, 1, 2, 16)),
+        ValueError,
+        "value",
+    ),
     "append too much": (lambda: attention.kv_append(kv(), *[torch.randn(2, 65, 2, 32)] * 2), ValueError, "page_table"),
     "gather too much": (lambda: attention.kv_gather(kv(), 65, 32), ValueError, "length"),
-    "slim lengths": (lambda: attention.slim_attention(query(2, 9, 4, 32), *[torch.randn(2, 8, 2, 32)] * 2, None, 0.2), ValueError, "key"),
+    "slim lengths": (
+        lambda: attention.slim_attention(query(2, 9, 4, 32), *[torch.randn(2, 8, 2, 32)] * 2, None, 0.2),
+        ValueError,
+        "key",
+    ),
     "mlp hidden rank": (lambda: mlp(hidden=X), ValueError, "hidden"),
     "mlp depth": (lambda: mlp(hidden=torch.randn(1, 3, 60), norm=torch.ones(60)), ValueError, "gate_up"),
     "mlp outputs": (lambda: mlp(gate_up=[PACKED]), ValueError, "gate_up"),

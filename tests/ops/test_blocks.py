@@ -83,7 +83,9 @@ def test_attention_block_with_soft_cap_and_padding():
     hidden, rope = torch.randn(2, 12, D), rope_tables(2, 12)
     mask = torch.ones(2, 1, 12, 12, dtype=torch.bool).tril()
     mask[0, :, :, :5] = False
-    got = run_attention(hidden, dense, packed_attention(dense, "f32", False), empty_pages(2, 12, G, C, "f32"), rope, mask)
+    got = run_attention(
+        hidden, dense, packed_attention(dense, "f32", False), empty_pages(2, 12, G, C, "f32"), rope, mask
+    )
     close(got, reference.attention_block(hidden, dense, rope, ("f32", "f32"), mask), "f32")
 
 

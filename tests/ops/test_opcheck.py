@@ -34,7 +34,16 @@ def arguments():
         "paged_attention": (q, pages(), TABLE, PAST, None, 2, "int8", 0.2, 0.0),
         "slim_attention": (q, k, k, None, 0.2, 0.0),
         "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers),
-        "mlp_block": (torch.randn(2, 2, 64), gate_up, pack(torch.randn(64, 32), None, "int8"), torch.ones(64), None, "silu", 1e-6, 0.0),
+        "mlp_block": (
+            torch.randn(2, 2, 64),
+            gate_up,
+            pack(torch.randn(64, 32), None, "int8"),
+            torch.ones(64),
+            None,
+            "silu",
+            1e-6,
+            0.0,
+        ),
     }
 
 

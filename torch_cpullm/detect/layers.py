@@ -1,4 +1,4 @@
-"""Decoder layers shaped like Llama's: which children play which part. A reason in words where they do not."""
+"""Pre-normed decoder layers with attention and a gated MLP: which child plays which part, or why it does not match."""
 
 from __future__ import annotations
 

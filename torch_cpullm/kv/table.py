@@ -5,6 +5,7 @@ Sequences of one cache have equal lengths, padding included, as transformers' ca
 
 from __future__ import annotations
 
+import itertools
 import weakref
 
 import torch
@@ -49,13 +50,13 @@ class PageTable:
         ]
         if not shared and not any(missing):
             return
-        fresh = self.pool.allocate(len(shared) + sum(missing))
+        fresh = iter(self.pool.allocate(len(shared) + sum(missing)))
         for row, index in shared:
-            old, row[index] = row[index], fresh.pop()
+            old, row[index] = row[index], next(fresh)
             self.pool.pages[row[index]].copy_(self.pool.pages[old])
             self.pool.release([old])
         for row, count in zip(self.rows, missing, strict=True):
-            row.extend(fresh.pop() for _ in range(count))
+            row.extend(itertools.islice(fresh, count))
         self._changed()
 
     def _changed(self) -> None:

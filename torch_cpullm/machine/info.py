@@ -10,6 +10,7 @@ import torch
 
 from torch_cpullm import config
 from torch_cpullm.machine.machine import Machine, detect_machine
+from torch_cpullm.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def _version(package: str) -> str:
 
 def info() -> Info:
     """Describe the machine, the ISA level in use, threads, OpenMP runtime, NUMA nodes and versions, with warnings."""
-    from torch_cpullm import __version__
-
     machine, threads = detect_machine(), torch.get_num_threads()
-    versions = [("torch_cpullm", __version__), ("python", platform.python_version())]
+    versions = [("torch_cpullm", VERSION), ("python", platform.python_version())]
     versions += [(name, _version(name)) for name in ("torch", "transformers", "accelerate")]
     return Info(machine, threads, tuple(versions), find_warnings(machine, threads, config.forced_isa()))

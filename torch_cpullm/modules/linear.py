@@ -25,7 +25,7 @@ class PackedLinear(nn.Linear):
     _tied: tuple[nn.Module] | None  # in a tuple, so that nn.Module does not register it as a child
 
     @staticmethod
-    def take_over(linear: nn.Linear, packed: torch.Tensor, format: Format, tied_to: nn.Module | None) -> None:  # noqa: A002
+    def take_over(linear: nn.Linear, packed: torch.Tensor, format: Format, tied_to: nn.Module | None) -> None:
         """Turn `linear` into a PackedLinear in place and drop its weight."""
         dtype, trainable = linear.weight.dtype, linear.weight.requires_grad
         del linear.weight
@@ -68,7 +68,7 @@ class PackedLinear(nn.Linear):
             )
         self.packed = ops.pack(value.detach(), self.bias, self._format)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 (nn.Linear's name)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Input [..., K] -> [..., N] in the input's dtype; with the dequantised weight where a gradient is wanted."""
         if torch.is_grad_enabled() and input.requires_grad:
             return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)

@@ -10,6 +10,7 @@ from torch import nn
 
 from torch_cpullm.generate.model import PagedModel, paged_class
 from torch_cpullm.modules import attention
+from torch_cpullm.modules.fork import make_forks_safe
 from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
@@ -165,6 +166,7 @@ def _use_slim_attention(model: nn.Module, plan: Plan, before: str | None) -> str
 
 def swap(model: nn.Module, plan: Plan, progress: Progress | None = None) -> Explanation:
     """Do what the plan says, in place; prove first where its config asks for it. Returns what was done."""
+    make_forks_safe()
     before = weight_bytes(model)
     attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
     notes = [f"attention: {_use_slim_attention(model, plan, attention_before)}"]

@@ -31,7 +31,7 @@ class KvPages:
     format: Format
 
 
-def layer_bytes(kv_heads: int, channels: int, format: Format) -> int:  # noqa: A002
+def layer_bytes(kv_heads: int, channels: int, format: Format) -> int:
     """Bytes of one layer's share of a page of PAGE_TOKENS tokens. Raises ValueError for an unsupported head size."""
     return int(kernels.kv_layer_bytes(kv_heads, channels, format))
 

@@ -34,8 +34,3 @@ def kernel_report() -> tuple[KernelReport, ...]:
         KernelReport(name, isa, int(calls), tuple(word for word in missing.split(",") if word))
         for name, isa, calls, missing in rows
     )
-
-
-def is_forked_child() -> bool:
-    """Whether this process is a child of fork(), in which ops run on one thread."""
-    return bool(kernels.is_forked_child())

@@ -24,7 +24,7 @@ class PackedInfo:
     version: int
 
 
-def pack(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, format: Format) -> torch.Tensor:  # noqa: A002 (the field's word)
+def pack(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, format: Format) -> torch.Tensor:
     """Re-lay a weight for the kernels.
 
     Args:
@@ -81,7 +81,7 @@ def _(x: torch.Tensor, _packed: torch.Tensor) -> torch.Tensor:
 
 
 @fake("pack")
-def _(weight: torch.Tensor, bias: torch.Tensor | None, format: str) -> torch.Tensor:  # noqa: A002
+def _(weight: torch.Tensor, bias: torch.Tensor | None, format: str) -> torch.Tensor:
     columns, depth = weight.shape
     bytes_per = {"f32": 4, "bf16": 2, "int8": 1}[format]
     panels = (columns + 63) // 64

@@ -14,7 +14,7 @@ Activation = Literal["silu", "gelu_tanh", "gelu_erf"]
 def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
     """X [..., D] / sqrt(mean(x^2) + eps) * (weight + offset), in float32 inside, x's dtype outside.
 
-    Source: Zhang and Sennrich 2019, equation 4; offset 1 is Gemma's zero-centred gain.
+    Source: Zhang and Sennrich 2019, equation 4; offset 1 is for zero-centred gains.
     """
     out: torch.Tensor = kernels.rms_norm(x, weight_D, eps, offset)
     return out

@@ -29,13 +29,13 @@ class PackCheck:
         return self.error <= self.limit
 
 
-def pack_linear(module: nn.Linear, format: Format) -> torch.Tensor:  # noqa: A002 (the field's word)
+def pack_linear(module: nn.Linear, format: Format) -> torch.Tensor:
     """Pack weight and bias of `module`; the module is not changed."""
     return ops.pack(module.weight, module.bias, format)
 
 
 @torch.no_grad()
-def check_packed_linear(module: nn.Linear, packed: torch.Tensor, format: Format) -> PackCheck:  # noqa: A002
+def check_packed_linear(module: nn.Linear, packed: torch.Tensor, format: Format) -> PackCheck:
     """Compare the packed layer with its original, bias left out, on rows drawn from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_PROBE_ROWS, module.in_features, generator=generator)

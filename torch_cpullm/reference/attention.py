@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-def round_kv(x: torch.Tensor, format: str) -> torch.Tensor:  # noqa: A002 (the field's word)
+def round_kv(x: torch.Tensor, format: str) -> torch.Tensor:
     """What a cached key or value [..., C] reads back as: int8 is symmetric per token and head."""
     x = x.float()
     if format == "int8":

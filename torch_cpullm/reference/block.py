@@ -31,7 +31,7 @@ class DenseAttention:
     offset: float
 
 
-def _project(x_BTD: torch.Tensor, weight_NK: torch.Tensor, format: str) -> torch.Tensor:  # noqa: A002
+def _project(x_BTD: torch.Tensor, weight_NK: torch.Tensor, format: str) -> torch.Tensor:
     batch, tokens, depth = x_BTD.shape
     return linears.linear(x_BTD.reshape(-1, depth), weight_NK, None, format).view(batch, tokens, -1)
 
@@ -79,7 +79,7 @@ class DenseMlp:
     offset: float
 
 
-def mlp_block(hidden_BTD: torch.Tensor, weights: DenseMlp, format: str) -> torch.Tensor:  # noqa: A002
+def mlp_block(hidden_BTD: torch.Tensor, weights: DenseMlp, format: str) -> torch.Tensor:
     """The MLP half of a layer."""
     x_BTD = rowwise.rms_norm(hidden_BTD, weights.input_norm_D, weights.eps, weights.offset)
     gate, up = _project(x_BTD, weights.gate, format), _project(x_BTD, weights.up, format)

@@ -15,7 +15,7 @@ def quantize_weight(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return codes_NK, scale_N
 
 
-def round_weight(weight_NK: torch.Tensor, format: str) -> torch.Tensor:  # noqa: A002 (the field's word)
+def round_weight(weight_NK: torch.Tensor, format: str) -> torch.Tensor:
     """The float32 weight [N, K] that a packed one stands for."""
     if format == "int8":
         codes_NK, scale_N = quantize_weight(weight_NK)
@@ -35,7 +35,7 @@ def quantize_rows(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(codes, dim=1), torch.stack(scales, dim=1)
 
 
-def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, format: str) -> torch.Tensor:  # noqa: A002
+def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, format: str) -> torch.Tensor:
     """X times the weight in `format`, plus bias: float32 [M, N], summed in float64 where sums are not integers."""
     if format == "int8":
         codes_NK, scale_N = quantize_weight(weight_NK)

@@ -63,7 +63,10 @@ LEFT_ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", _SIZES),
     "phi": ("PhiConfig", _SIZES),
     "opt": ("OPTConfig", {**_OLD, **_FEW, "ffn_dim": 96, "word_embed_proj_dim": 64}),
-    "gpt2": ("GPT2Config", {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}),
+    "gpt2": (
+        "GPT2Config",
+        {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
+    ),
     "gpt neox": ("GPTNeoXConfig", {**_OLD, **_FEW, "intermediate_size": 96}),
     "bloom": ("BloomConfig", {**_OLD, "n_layer": 2}),
     "falcon": ("FalconConfig", {**_OLD, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}),
@@ -75,9 +78,18 @@ LEFT_ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek v3": (
         "DeepseekV3Config",
         {
-            **{**_SIZES, "num_key_value_heads": 4, **_MLA, "v_head_dim": 16, "n_routed_experts": 4, "n_group": 1},
-            **{"num_experts_per_tok": 2, "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 32},
-            **{"n_shared_experts": 1, "num_hidden_layers": 2},
+            **_SIZES,
+            "num_key_value_heads": 4,
+            **_MLA,
+            "v_head_dim": 16,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "num_experts_per_tok": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "moe_intermediate_size": 32,
+            "n_shared_experts": 1,
+            "num_hidden_layers": 2,
         },
     ),
 }

@@ -1,0 +1,58 @@
+"""Norms and activations are recognised by what they compute."""
+
+import pytest
+import torch
+from torch import nn
+
+from torch_cpullm.detect.probes import probe_activation, probe_norm
+
+
+class Rms(nn.Module):
+    """An RMS norm under an unknown name."""
+
+    def __init__(self, eps, offset, dtype=torch.float32):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(24).to(dtype))
+        self.some_eps, self.other = eps, 0.001
+        self.offset = offset
+
+    def forward(self, x):
+        wide = x.float()
+        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.some_eps)
+        return (scaled * (self.weight.float() + self.offset)).to(x.dtype)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-6, 1e-8])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_rms_norms_are_found_with_their_numbers(eps, offset):
+    probe = probe_norm(Rms(eps, offset))
+    assert probe is not None
+    assert (probe.eps, probe.offset, probe.width) == (eps, offset, 24)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_norms(dtype):
+    probe = probe_norm(Rms(1e-6, 1, dtype))
+    assert probe is not None
+    assert probe.offset == 1
+
+
+@pytest.mark.parametrize("module", [nn.LayerNorm(24), nn.Linear(24, 24), nn.Identity(), nn.Embedding(4, 4)])
+def test_others_are_not(module):
+    assert probe_norm(module) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.SiLU(), "silu"),
+        (nn.GELU(), "gelu_erf"),
+        (nn.GELU(approximate="tanh"), "gelu_tanh"),
+        (nn.ReLU(), None),
+        (lambda x: x * torch.sigmoid(1.702 * x), None),
+        (lambda x: x.sum(), None),
+        (None, None),
+    ],
+)
+def test_activations(module, name):
+    assert probe_activation(module) == name
