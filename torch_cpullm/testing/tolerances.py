@@ -4,14 +4,46 @@ from __future__ import annotations
 
 import torch
 
+from torch_cpullm.reference import attention as attentions
+
 EPS = torch.finfo(torch.float32).eps
+TINY = torch.finfo(torch.float32).tiny
 
 
 def dot_bound(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
-    """Bound [M, N] on a float32 dot product in any order: K eps sum |x| |w| (Higham, section 3.1), and one rounding."""
+    """Bound [M, N] on a float32 dot product in any order: K eps sum |x| |w| (Higham, section 3.1), and one rounding.
+
+    Below `TINY` an instruction may flush operands and products to zero (vdpbf16ps does): K and the sums of |x| and of
+    |w| count how much of that there can be.
+    """
+    x_MK, weight_NK = x_MK.double().abs(), weight_NK.double().abs()
     depth = x_MK.shape[1]
-    magnitude_MN = x_MK.double().abs() @ weight_NK.double().abs().T
-    return ((depth + 2) * EPS * magnitude_MN + 1e-30).float()
+    flushed_MN = TINY * (depth + x_MK.sum(1)[:, None] + weight_NK.sum(1)[None])
+    return (depth + 2) * EPS * (x_MK @ weight_NK.T) + flushed_MN
+
+
+def attention_bound(
+    query_BTHC: torch.Tensor,
+    key_BSGC: torch.Tensor,
+    value_BSGC: torch.Tensor,
+    visible_BHTS: torch.Tensor,
+    scale: float,
+    soft_cap: float = 0.0,
+) -> torch.Tensor:
+    """Bound [B, T, H, C] on attention over the given (already rounded) keys and values.
+
+    A score is C multiply-adds and three roundings off by delta = (C + 4) eps |scale| sum |q| |k|, and, with a soft cap,
+    by an absolute 1e-7 of it (csrc/isa/math.h). exp turns delta into a relative error of each weight, twice because
+    the maximum is off as well; the sums over S add S eps. Weights below exp(-87.33) are flushed to zero.
+    """
+    group = query_BTHC.shape[2] // key_BSGC.shape[2]
+    key_BSHC = key_BSGC.double().abs().repeat_interleave(group, dim=2)
+    size_BHTS = torch.einsum("bthc,bshc->bhts", query_BTHC.double().abs(), key_BSHC) * abs(scale)
+    worst_BTH1 = size_BHTS.masked_fill(~visible_BHTS, 0.0).amax(-1).transpose(1, 2)[..., None]
+    delta_BTH1 = (query_BTHC.shape[3] + 4) * EPS * worst_BTH1 + 4 * EPS * soft_cap
+    length = key_BSGC.shape[1]
+    size_BTHC = attentions.attention(query_BTHC, key_BSGC, value_BSGC.abs(), visible_BHTS, scale, soft_cap).double()
+    return (2 * delta_BTH1 + (length + 16) * EPS) * size_BTHC + length * TINY * float(value_BSGC.abs().max())
 
 
 def assert_within(got: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | float) -> None:
