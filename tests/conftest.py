@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from torch_cpullm.ops import introspect
+from torch_cpullm.testing.kernels_seen import KERNELS_SEEN
 
 
 @pytest.fixture(autouse=True)
@@ -16,12 +17,15 @@ def _same_start():
 
 
 def pytest_terminal_summary(terminalreporter):
-    report = introspect.kernel_report()
-    terminalreporter.section(f"kernels (ISA level {introspect.isa_level()}; other levels ran in tests/kernels)")
-    for kernel in report:
+    terminalreporter.section(f"kernels (ISA level {introspect.isa_level()})")
+    for kernel in introspect.kernel_report():
+        forced = [level for level, names in KERNELS_SEEN.items() if kernel.name in names]
+        elsewhere = f"in a process forced to {' and to '.join(forced)}" if forced else ""
         if kernel.calls:
-            terminalreporter.write_line(f"ran {kernel.calls:>8} times  {kernel.name}")
-    for kernel in report:
-        if not kernel.calls:
-            why = f"needs {', '.join(kernel.missing)}" if kernel.missing else "a better one was chosen in this process"
-            terminalreporter.write_line(f"did not run         {kernel.name}: {why}")
+            line = f"ran {kernel.calls:>6} times  {kernel.name}"
+        elif forced:
+            line = f"ran               {kernel.name}: {elsewhere}"
+        else:
+            why = f"needs {', '.join(kernel.missing)}" if kernel.missing else "a better one exists at this level"
+            line = f"did not run       {kernel.name}: {why}"
+        terminalreporter.write_line(line)

@@ -1,11 +1,17 @@
 #include "drivers/blocks.h"
 
+#include <algorithm>
+
 namespace torch_cpullm::drivers {
 namespace {
 
 using runtime::Carver;
 using runtime::Range;
 using runtime::Team;
+
+// Rows of an MLP at a time: gate and up of 512 rows are 32 MiB at 8192 inner features, where 8192 rows would be 512
+// MiB. Weights are read again for each, at 512 operations a byte: far on the arithmetic side.
+constexpr int64_t kMlpRows = 512;
 
 // The normed row if there is a norm, else the row itself.
 const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, const float* x, int64_t n,
@@ -121,7 +127,9 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
       });
 }
 
-void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
+namespace {
+
+void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
   const int64_t ffn = block.down.depth;
   const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
   PreparedRows input(block.gate_up[0].format, rows, model);
@@ -154,6 +162,13 @@ void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int
           projection.run(team, hidden, out);
         });
       });
+}
+
+}  // namespace
+
+void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
+  for (int64_t first = 0; first < rows; first += kMlpRows)
+    run_mlp_rows(block, hidden + first * model, std::min(kMlpRows, rows - first), model, out + first * model, threads);
 }
 
 }  // namespace torch_cpullm::drivers

@@ -1,5 +1,6 @@
 // Working memory of one op call, carved from a block that each calling thread keeps between calls: a decode step
-// allocates nothing. Blocks above kKeepBytes (a long prefill) are given back after the call.
+// allocates nothing. Blocks above kKeepBytes are given back after the call: 128 MiB hold a prefill of 512 rows of the
+// largest models, whose pages would otherwise be mapped and zeroed again in every layer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace torch_cpullm::runtime {
 
-constexpr size_t kKeepBytes = size_t{32} << 20;
+constexpr size_t kKeepBytes = size_t{128} << 20;
 
 class Scratch {
  public:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from torch_cpullm.ops import introspect
+from torch_cpullm.testing.kernels_seen import KERNELS_SEEN
 
 SAMPLE = Path(__file__).with_name("isa_sample.py")
 # The last two hide one feature, so that the kernels for CPUs without it run here as well.
@@ -52,6 +53,7 @@ def samples(tmp_path_factory):
         finished = run(level, folder / level)
         assert finished.returncode == 0, finished.stderr
         found[level] = torch.load(folder / level, weights_only=True)
+        KERNELS_SEEN[level] = set(found[level]["ran"])
     return found
 
 

@@ -1,44 +1,89 @@
 """The KV pool's ops and SlimAttention against their definitions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from torch_cpullm.ops import attention as ops
 from torch_cpullm.reference import attention as reference
+from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import empty_pages, filled_pages
-from torch_cpullm.testing.tolerances import EPS, assert_within
+from torch_cpullm.testing.tolerances import assert_within, attention_bound
 
 FORMATS = ["f32", "bf16", "int8"]
 BORDERS = [1, 2, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300]
+
+
+HARD = {
+    "lognormal": lambda x: x.exp() * x.sign(),
+    "outlier": lambda x: x.index_fill(-1, torch.tensor([3]), 100.0),
+    "denormal": lambda x: x * 1e-40,
+    "constant": lambda x: torch.full_like(x, -0.7),
+    "zero": torch.zeros_like,
+    "one token of zeros": lambda x: x.index_fill(1, torch.tensor([5]), 0.0),
+}
 
 
 def tokens_of(batch, length, kv_heads, channels):
     return torch.randn(batch, length, kv_heads, channels), torch.randn(batch, length, kv_heads, channels)
 
 
-def expect(query, key, value, past, mask, scale, soft_cap, format):
+def compare(got, inputs, past, mask, numbers, format):
+    """`got` against the definition over keys and values as the cache rounds them; numbers: scale and soft cap."""
+    query, key, value = inputs
     key, value = reference.round_kv(key, format), reference.round_kv(value, format)
     seen = reference.visible(past, query.shape[1], key.shape[1], mask)
-    return reference.attention(query, key, value, seen, scale, soft_cap)
-
-
-def bound_for(query, key, value, scale):
-    """Softmax weights sum to one: errors of the scores (C roundings) and of the sum, times the largest value."""
-    scores = float(query.abs().sum(-1).max() * key.abs().max()) * scale
-    return (8 + 2 * query.shape[-1] * scores + key.shape[1]) * EPS * float(value.abs().max())
+    expected = reference.attention(query, key, value, seen, *numbers)
+    assert_within(got, expected, attention_bound(query, key, value, seen, *numbers))
 
 
 def check(shape, format, past=0, mask=None, soft_cap=0.0):
     batch, tokens, heads, kv_heads, channels = shape
-    length = past + tokens
-    key, value = tokens_of(batch, length, kv_heads, channels)
+    key, value = tokens_of(batch, past + tokens, kv_heads, channels)
     query = torch.randn(batch, tokens, heads, channels)
     past_B = torch.full((batch,), past)
     scale = channels**-0.5
     got = ops.paged_attention(query, filled_pages(key, value, past_B, format), mask, scale, soft_cap)
-    expected = expect(query, key, value, past_B, mask, scale, soft_cap, format)
-    assert_within(got, expected, bound_for(query, key, value, scale))
+    compare(got, (query, key, value), past_B, mask, (scale, soft_cap), format)
     return got
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(0, 330), min_size=1, max_size=3),
+    tokens=st.one_of(st.just(1), st.integers(1, 30)),
+    group=st.integers(1, 8),
+    kv_heads=st.integers(1, 3),
+    sixteens=st.integers(1, 6),
+    mask_heads=st.sampled_from(["none", "one", "all"]),
+    soft_cap=st.sampled_from([0.0, 3.0]),
+    threads=st.integers(1, 4),
+    format=st.sampled_from(FORMATS),
+)
+def test_any_problem(lengths, tokens, group, kv_heads, sixteens, mask_heads, soft_cap, threads, format):
+    torch.manual_seed(sum(lengths) * 100 + tokens)
+    torch.set_num_threads(threads)
+    batch, longest, channels, heads = len(lengths), max(lengths) + tokens, 16 * sixteens, group * kv_heads
+    key, value = tokens_of(batch, longest, kv_heads, channels)
+    query, past = torch.randn(batch, tokens, heads, channels), torch.tensor(lengths)
+    mask = None
+    if mask_heads != "none":
+        mask = torch.rand(batch, 1 if mask_heads == "one" else heads, tokens, longest + 5) < 0.5
+    kv = written_up_to(key, value, past, tokens, format)
+    got = ops.paged_attention(query, kv, mask, 0.2, soft_cap)
+    compare(got, (query, key, value), past, mask, (0.2, soft_cap), format)
+
+
+def written_up_to(key, value, past, tokens, format):
+    """Pages that hold past + tokens tokens of each sequence and poison behind them."""
+    kv = empty_pages(*key.shape, format)
+    for b, length in enumerate((past + tokens).tolist()):
+        one = replace(kv, table_BP=kv.table_BP[b : b + 1], past_B=torch.zeros(1, dtype=torch.int32))
+        ops.kv_append(one, key[b : b + 1, :length], value[b : b + 1, :length])
+    return replace(kv, past_B=past.to(torch.int32))
 
 
 @pytest.mark.parametrize("length", BORDERS)
@@ -69,8 +114,9 @@ def test_chunk_of_queries_over_a_past(format):
 
 
 @pytest.mark.parametrize("soft_cap", [0.5, 30.0])
-def test_soft_cap(soft_cap):
-    check((1, 20, 4, 2, 32), "f32", past=50, soft_cap=soft_cap)
+@pytest.mark.parametrize("format", FORMATS)
+def test_soft_cap(soft_cap, format):
+    check((1, 20, 4, 2, 32), format, past=50, soft_cap=soft_cap)
 
 
 def test_left_padding():
@@ -99,12 +145,82 @@ def test_a_mask_may_be_wider_and_strided():
     )
 
 
-def test_sequences_of_unlike_length():
-    key, value = tokens_of(3, 300, 2, 32)
-    query, past = torch.randn(3, 2, 4, 32), torch.tensor([0, 150, 298])
-    got = ops.paged_attention(query, filled_pages(key, value, past, "int8"), None, 0.2)
-    expected = expect(query, key, value, past, None, 0.2, 0.0, "int8")
-    assert_within(got, expected, bound_for(query, key, value, 0.2))
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_sequences_of_unlike_length(kv_heads, threads):
+    """With one KV head and four threads the tokens are split, and the short sequence ends before most of the pieces."""
+    torch.set_num_threads(threads)
+    key, value = tokens_of(3, 600, kv_heads, 32)
+    query, past = torch.randn(3, 2, 4, 32), torch.tensor([0, 250, 598])
+    kv = written_up_to(key, value, past, 2, "int8")
+    compare(ops.paged_attention(query, kv, None, 0.2), (query, key, value), past, None, (0.2, 0.0), "int8")
+    everything = torch.ones(1, 1, 2, 600, dtype=torch.bool)
+    got = ops.paged_attention(query, kv, everything, 0.2)  # a mask shows no token that a sequence does not have
+    compare(got, (query, key, value), past, everything, (0.2, 0.0), "int8")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pages_of_one_layer_among_others(format):
+    """Rows of `pages` far apart, as in a pool of many layers; the bytes between them stay as they were."""
+    key, value = tokens_of(2, 70, 2, 32)
+    alone = empty_pages(2, 70, 2, 32, format)
+    width = alone.pages.shape[1]
+    pool = torch.full((alone.pages.shape[0], 3 * width + 64), 255, dtype=torch.uint8)
+    kv = replace(alone, pages=pool[:, width + 64 : 2 * width + 64])
+    for target in (alone, kv):
+        ops.kv_append(target, key, value)
+    assert torch.equal(kv.pages, alone.pages)
+    assert (pool[:, : width + 64] == 255).all()
+    assert (pool[:, 2 * width + 64 :] == 255).all()
+    past, query = torch.full((2,), 69, dtype=torch.int32), torch.randn(2, 1, 4, 32)
+    assert torch.equal(
+        ops.paged_attention(query, replace(kv, past_B=past), None, 0.2),
+        ops.paged_attention(query, replace(alone, past_B=past), None, 0.2),
+    )
+
+
+def test_strided_inputs_are_as_good():
+    key, value = (x.transpose(1, 2) for x in torch.randn(2, 2, 2, 40, 32))  # [B, G, S, C] in memory, as models have it
+    query = torch.randn(2, 4, 40, 32).transpose(1, 2)
+    past = torch.zeros(2, dtype=torch.int32)
+    kv = filled_pages(key, value, past, "int8")
+    assert torch.equal(kv.pages, filled_pages(key.contiguous(), value.contiguous(), past, "int8").pages)
+    expected = ops.paged_attention(query.contiguous(), kv, None, 0.2)
+    assert torch.equal(ops.paged_attention(query, kv, None, 0.2), expected)
+    causal = torch.ones(40, 40, dtype=torch.bool).tril()
+    for mask in (causal.expand(2, 4, 40, 40), torch.ones(40, 80, dtype=torch.bool).tril()[None, None]):
+        assert torch.equal(ops.paged_attention(query, kv, mask, 0.2), expected)
+    wide = torch.cat((kv.table_BP, kv.table_BP), dim=1)[:, : kv.table_BP.shape[1]]
+    assert torch.equal(ops.paged_attention(query, replace(kv, table_BP=wide), None, 0.2), expected)
+
+
+@pytest.mark.parametrize(("batch", "tokens", "heads"), [(0, 3, 4), (2, 0, 4)])
+def test_nothing_to_do(batch, tokens, heads):
+    kv = empty_pages(max(batch, 1), 40, 2, 32, "int8")
+    kv = replace(kv, table_BP=kv.table_BP[:batch], past_B=kv.past_B[:batch])
+    before = kv.pages.clone()
+    empty = torch.empty(batch, tokens, 2, 32)
+    ops.kv_append(kv, empty, empty)
+    assert torch.equal(kv.pages, before)
+    assert ops.paged_attention(torch.empty(batch, tokens, heads, 32), kv, None, 0.2).shape == (batch, tokens, heads, 32)
+    assert ops.kv_gather(kv, 0, 32)[0].shape == (batch, 2, 0, 32)
+    assert ops.slim_attention(torch.empty(batch, tokens, heads, 32), empty, empty, None, 0.2).shape[1] == tokens
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_nothing_is_read_behind_a_tensor(format):
+    """Every input ends at a closed page: the query, the pool's last page, its table, the mask."""
+    key, value = tokens_of(2, 75, 2, 48)
+    query, mask = torch.randn(2, 11, 6, 48), torch.rand(2, 6, 11, 75) < 0.5
+    kv = filled_pages(guarded(key), guarded(value), torch.full((2,), 64), format)
+    expected = ops.paged_attention(query, kv, mask, 0.2)
+    closed = replace(
+        kv, pages=guarded(kv.pages[:-1]), table_BP=guarded(kv.table_BP), past_B=guarded(kv.past_B)
+    )  # pages[-1] is a spare one
+    assert torch.equal(ops.paged_attention(guarded(query), closed, guarded(mask), 0.2), expected)
+    ops.kv_append(replace(closed, past_B=torch.zeros(2, dtype=torch.int32)), guarded(key), guarded(value))
+    for left, right in zip(ops.kv_gather(closed, 75, 48), ops.kv_gather(kv, 75, 48), strict=True):
+        assert torch.equal(left, right)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -123,6 +239,42 @@ def test_bits_for_any_batch_block_and_team(format):
             assert torch.equal(
                 ops.paged_attention(query[1:, row : row + 1], one, None, 0.125), expected[1:, row : row + 1]
             )
+
+
+@pytest.mark.parametrize("inputs", HARD)
+@pytest.mark.parametrize("format", FORMATS)
+def test_hard_numbers(inputs, format):
+    key, value = (HARD[inputs](x) for x in tokens_of(2, 40, 2, 32))
+    query, past = torch.randn(2, 3, 4, 32), torch.full((2,), 37)
+    kv = filled_pages(key, value, past, format)
+    for have, want in zip(ops.kv_gather(kv, 40, 32), (key, value), strict=True):
+        assert torch.equal(have.transpose(1, 2), reference.round_kv(want, format))
+    compare(ops.paged_attention(query, kv, None, 0.2), (query, key, value), past, None, (0.2, 0.0), format)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_query_row_stays_alone(bad):
+    key, value = tokens_of(2, 60, 1, 32)
+    query = torch.randn(2, 20, 4, 32)
+    kv = filled_pages(key, value, torch.full((2,), 40), "int8")
+    clean = ops.paged_attention(query, kv, None, 0.2)
+    query[1, 7, 2, 5] = bad
+    got = ops.paged_attention(query, kv, None, 0.2)
+    assert got[1, 7, 2].isnan().all()
+    got[1, 7, 2] = clean[1, 7, 2]
+    assert torch.equal(got, clean)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_bad_token_of_one_sequence_does_not_reach_another(threads):
+    torch.set_num_threads(threads)  # one KV head: split between four threads
+    key, value = tokens_of(2, 600, 1, 32)
+    value[0, 300] = float("nan")
+    query, past = torch.randn(2, 1, 4, 32), torch.full((2,), 599)
+    got = ops.paged_attention(query, filled_pages(key, value, past, "int8"), None, 0.2)
+    compare(got, (query, key, value), past, None, (0.2, 0.0), "int8")
+    assert got[0].isnan().all()
+    assert got[1].isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -172,16 +324,16 @@ def test_bytes_of_an_int8_token():
 def test_slim_attention_over_dense_tensors():
     key, value = tokens_of(2, 90, 2, 64)
     query = torch.randn(2, 50, 4, 64)
-    got = ops.slim_attention(query, key, value, None, 0.125)
-    expected = expect(query, key, value, torch.full((2,), 40), None, 0.125, 0.0, "f32")
-    assert_within(got, expected, bound_for(query, key, value, 0.125))
+    got = ops.slim_attention(query, key, value, None, 0.125, 4.0)
+    compare(got, (query, key, value), torch.full((2,), 40), None, (0.125, 4.0), "f32")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_queries(dtype):
-    key, value = tokens_of(1, 20, 2, 32)
+def test_half_tensors(dtype):
+    key, value = (x.to(dtype) for x in tokens_of(1, 20, 2, 32))
     query = torch.randn(1, 3, 4, 32).to(dtype)
     kv = filled_pages(key, value, torch.tensor([17]), "int8")
+    assert torch.equal(kv.pages, filled_pages(key.float(), value.float(), torch.tensor([17]), "int8").pages)
     got = ops.paged_attention(query, kv, None, 0.2)
     assert got.dtype == dtype
     assert torch.equal(got, ops.paged_attention(query.float(), kv, None, 0.2).to(dtype))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from torch_cpullm.ops import linear as ops
 from torch_cpullm.reference import linear as reference
+from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.tolerances import EPS, assert_within, dot_bound
 
 FORMATS = ["f32", "bf16", "int8"]
@@ -48,6 +49,9 @@ INPUTS = {
     "lognormal": lambda m, k: torch.randn(m, k).exp() * torch.randn(m, k).sign(),
     "outlier": lambda m, k: torch.randn(m, k).index_fill(1, torch.tensor([3]), 1e4),
     "tiny": lambda m, k: torch.randn(m, k) * 1e-30,
+    "denormal": lambda m, k: torch.randn(m, k) * 1e-40,
+    "one row of zeros": lambda m, k: torch.randn(m, k).index_fill(0, torch.tensor([2]), 0.0),
+    "one group of zeros": lambda m, k: torch.randn(m, k).index_fill(1, torch.arange(256, min(k, 512)), 0.0),
     "zero": lambda m, k: torch.zeros(m, k),
     "constant": lambda m, k: torch.full((m, k), -2.5),
     "saturating": lambda m, k: torch.randint(0, 2, (m, k)) * 254.0 - 127.0,
@@ -58,6 +62,36 @@ INPUTS = {
 @pytest.mark.parametrize("format", FORMATS)
 def test_hard_numbers(inputs, format):
     check(INPUTS[inputs](7, 600), torch.randn(130, 600), None, format)
+
+
+@pytest.mark.parametrize("weights", set(INPUTS) - {"one row of zeros", "one group of zeros"})
+@pytest.mark.parametrize("format", FORMATS)
+def test_hard_weights(weights, format):
+    check(torch.randn(7, 600), INPUTS[weights](70, 600), torch.randn(70), format)
+
+
+def test_integers_are_exact():
+    """Integral operands with 127 in every group have the scale 1: then nothing is rounded, and the sum is the sum."""
+    for rows, columns, depth in ((1, 64, 256), (6, 65, 257), (7, 63, 1000), (13, 130, 3), (121, 5, 520)):
+        x, weight = (torch.randint(-127, 128, (n, depth)).float() for n in (rows, columns))
+        x[:, ::256], weight[:, 0] = 127.0, -127.0
+        got = ops.linear(x, ops.pack(weight, None, "int8"))  # below 1000 * 127^2 < 2^24
+        assert torch.equal(got.double(), x.double() @ weight.double().T), (rows, columns, depth)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_nothing_is_read_behind_a_tensor(format):
+    """Inputs that end at a closed page; they begin unaligned, and a copy of the weight at an odd address will do."""
+    for rows, columns, depth in ((1, 1, 1), (1, 70, 259), (7, 64, 256), (13, 65, 255), (122, 3, 515)):
+        x, packed = torch.randn(rows, depth), ops.pack(torch.randn(columns, depth), torch.randn(columns), format)
+        expected = ops.linear(x, packed)
+        assert torch.equal(ops.linear(guarded(x), guarded(packed)), expected)
+        assert torch.equal(
+            ops.linear(guarded(torch.cat((x.flatten(), x[0])))[: x.numel()].view_as(x), packed), expected
+        )
+        odd = torch.cat((packed[:1], packed))[1:]
+        assert torch.equal(ops.linear(x, odd), expected)
+        assert torch.equal(ops.unpack(guarded(packed)), ops.unpack(packed))
 
 
 def test_extreme_codes_do_not_overflow():
@@ -91,9 +125,10 @@ def test_a_rows_bits_depend_on_nothing_else(format):
             assert torch.equal(ops.linear(x[11 : 11 + rows], packed), expected[11 : 11 + rows])
 
 
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes_and_shapes_of_the_input(dtype):
-    packed = ops.pack(torch.randn(40, 96), None, "int8")
+def test_dtypes_and_shapes_of_the_input(dtype, format):
+    packed = ops.pack(torch.randn(40, 96), None, format)
     x = torch.randn(2, 3, 96).to(dtype)
     got = ops.linear(x, packed)
     assert got.dtype == dtype
@@ -109,6 +144,12 @@ def test_strided_input_is_as_good():
     wide = torch.randn(10, 200)
     assert torch.equal(ops.linear(wide[:, 7:103], packed), ops.linear(wide[:, 7:103].clone(), packed))
 
+    rows = torch.randn(1, 96)
+    assert torch.equal(ops.linear(rows.expand(5, 96), packed), ops.linear(rows, packed).expand(5, 40))
 
-def test_no_rows():
-    assert ops.linear(torch.empty(0, 96), ops.pack(torch.randn(40, 96), None, "int8")).shape == (0, 40)
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_rows(format):
+    packed = ops.pack(torch.randn(40, 96), torch.randn(40), format)
+    assert ops.linear(torch.empty(0, 96), packed).shape == (0, 40)
+    assert ops.linear(torch.empty(3, 0, 96), packed).shape == (3, 0, 40)

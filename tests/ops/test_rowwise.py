@@ -5,6 +5,7 @@ import torch
 
 from torch_cpullm.ops import rowwise as ops
 from torch_cpullm.reference import rowwise as reference
+from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.tolerances import EPS, assert_within
 
 WIDTHS = [1, 3, 15, 16, 17, 31, 64, 100, 384]
@@ -16,6 +17,24 @@ def test_rms_norm(width, offset):
     x, weight = torch.randn(5, width) * 3, torch.randn(width)
     expected = reference.rms_norm(x, weight, 1e-6, offset)
     assert_within(ops.rms_norm(x, weight, 1e-6, offset), expected, (width / 16 + 8) * EPS * expected.abs() + 1e-30)
+
+
+HARD = {
+    "lognormal": lambda x: x.exp() * x.sign(),
+    "outlier": lambda x: x.index_fill(-1, torch.tensor([3]), 1e6),
+    "large": lambda x: x * 1e17,  # squares up to 1e36
+    "small": lambda x: x * 1e-20,  # squares vanish beside eps
+    "denormal": lambda x: x * 1e-40,
+    "constant": lambda x: torch.full_like(x, -0.7),
+    "one row of zeros": lambda x: x.index_fill(0, torch.tensor([1]), 0.0),
+}
+
+
+@pytest.mark.parametrize("inputs", HARD)
+def test_rms_norm_of_hard_numbers(inputs):
+    x, weight = HARD[inputs](torch.randn(4, 200)), torch.randn(200)
+    expected = reference.rms_norm(x, weight, 1e-6)
+    assert_within(ops.rms_norm(x, weight, 1e-6), expected, (200 / 16 + 8) * EPS * expected.abs() + 1e-44)
 
 
 def test_rms_norm_uses_its_eps():
@@ -40,7 +59,13 @@ def test_rope(channels, rotary, batched):
     angles = torch.randn(2 if batched else 1, 5, rotary)
     cos, sin = angles.cos(), angles.sin()
     expected = reference.rope(x, cos, sin)
-    assert_within(ops.rope(x, cos, sin), expected, 4 * EPS * float(x.abs().max()))
+    half = rotary // 2
+    size = x.abs()
+    if rotary:  # |x cos| + |x' sin| for both halves: two roundings of each
+        other = torch.cat((size[..., half:rotary], size[..., :half]), -1)
+        size[..., :rotary] = size[..., :rotary] * cos.abs().unsqueeze(2) + other * sin.abs().unsqueeze(2)
+    assert_within(ops.rope(x, cos, sin), expected, 2 * EPS * size)
+    assert torch.equal(ops.rope(x, cos, sin)[..., rotary:], x[..., rotary:])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -65,3 +90,64 @@ def test_half_dtypes_are_computed_in_float(dtype):
     x, weight = torch.randn(4, 50).to(dtype), torch.randn(50).to(dtype)
     assert torch.equal(ops.rms_norm(x, weight, 1e-6), ops.rms_norm(x.float(), weight.float(), 1e-6).to(dtype))
     assert torch.equal(ops.gated(x, x, "silu"), ops.gated(x.float(), x.float(), "silu").to(dtype))
+
+
+def every_op(x_BTHC, weight_C, cos_BTR, sin_BTR):
+    yield ops.rms_norm(x_BTHC, weight_C, 1e-6, 1.0)
+    yield ops.rope(x_BTHC, cos_BTR, sin_BTR)
+    for activation in ("silu", "gelu_tanh", "gelu_erf"):
+        yield ops.gated(x_BTHC, x_BTHC.flip(0), activation)
+
+
+def operands(batch=3, tokens=7, heads=2, channels=50):
+    angles = torch.randn(batch, tokens, 34)
+    return torch.randn(batch, tokens, heads, channels), torch.randn(channels), angles.cos(), angles.sin()
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_a_rows_bits_depend_on_nothing_else():
+    x, weight, cos, sin = operands()
+    torch.set_num_threads(1)
+    expected = list(every_op(x, weight, cos, sin))
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        assert same(every_op(x, weight, cos, sin), expected)
+        for t in (0, 3, 6):
+            alone = every_op(x[:, t : t + 1], weight, cos[:, t : t + 1], sin[:, t : t + 1])
+            assert same(alone, [out[:, t : t + 1] for out in expected])
+
+
+def test_strided_inputs_are_as_good():
+    x, weight, cos, sin = operands()
+    expected = list(every_op(x, weight, cos, sin))
+    shuffled = x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2)
+    spread = torch.stack((weight, weight), 1)[:, 0]
+    angles = [table.transpose(0, 1).contiguous().transpose(0, 1) for table in (cos, sin)]
+    assert not shuffled.is_contiguous()
+    assert same(every_op(shuffled, spread, *angles), expected)
+
+
+def test_nothing_is_read_behind_a_tensor():
+    tensors = operands()
+    assert same(every_op(*map(guarded, tensors)), every_op(*tensors))
+
+
+def test_no_rows():
+    for batch, tokens, heads in ((0, 7, 2), (3, 0, 2), (3, 7, 0)):
+        for out in every_op(*operands(batch, tokens, heads)):
+            assert out.shape == (batch, tokens, heads, 50)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_row_stays_alone(bad):
+    x, weight, cos, sin = operands()
+    clean = list(every_op(x, weight, cos, sin))
+    x[1, 4, 1, 3] = bad
+    for got, before in zip(every_op(x, weight, cos, sin), clean, strict=True):
+        assert not got[1, 4, 1].isfinite().all()
+        keep = torch.ones(3, 7, 2, dtype=torch.bool)
+        keep[1, 4, 1] = False  # gated also reads x.flip(0), whose row 1 is row 1
+        assert torch.equal(got[keep], before[keep])

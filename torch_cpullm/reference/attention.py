@@ -56,6 +56,8 @@ def attention(
     sees_BHT1 = visible_BHTS.any(-1, keepdim=True)
     weights_BHTS = torch.softmax(scores_BHTS.masked_fill(~sees_BHT1, 0.0), dim=-1).masked_fill(~visible_BHTS, 0.0)
     unsound_BSHC = value_BSHC.isnan()
-    poison_BTHC = torch.einsum("bhts,bshc->bthc", (weights_BHTS > 0).double(), unsound_BSHC.double()) > 0
     out_BTHC = torch.einsum("bhts,bshc->bthc", weights_BHTS, value_BSHC.masked_fill(unsound_BSHC, 0.0))
-    return out_BTHC.masked_fill(poison_BTHC, float("nan")).float()
+    if unsound_BSHC.any():  # NaN for the rows that give it a weight, and for no other: 0 * NaN would reach all
+        weighed_BHTS = (weights_BHTS != 0).double()
+        out_BTHC[torch.einsum("bhts,bshc->bthc", weighed_BHTS, unsound_BSHC.double()) > 0] = float("nan")
+    return out_BTHC.float()

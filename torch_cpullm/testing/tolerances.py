@@ -8,6 +8,7 @@ from torch_cpullm.reference import attention as attentions
 
 EPS = torch.finfo(torch.float32).eps
 TINY = torch.finfo(torch.float32).tiny
+DENORMAL = torch.finfo(torch.float32).smallest_normal * EPS  # the distance of two floats below TINY
 
 
 def dot_bound(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
@@ -34,7 +35,8 @@ def attention_bound(
 
     A score is C multiply-adds and three roundings off by delta = (C + 4) eps |scale| sum |q| |k|, and, with a soft cap,
     by an absolute 1e-7 of it (csrc/isa/math.h). exp turns delta into a relative error of each weight, twice because
-    the maximum is off as well; the sums over S add S eps. Weights below exp(-87.33) are flushed to zero.
+    the maximum is off as well; the sums over S add S eps, and DENORMAL each where values are that small. Weights below
+    exp(-87.33) are flushed to zero.
     """
     group = query_BTHC.shape[2] // key_BSGC.shape[2]
     key_BSHC = key_BSGC.double().abs().repeat_interleave(group, dim=2)
@@ -43,7 +45,8 @@ def attention_bound(
     delta_BTH1 = (query_BTHC.shape[3] + 4) * EPS * worst_BTH1 + 4 * EPS * soft_cap
     length = key_BSGC.shape[1]
     size_BTHC = attentions.attention(query_BTHC, key_BSGC, value_BSGC.abs(), visible_BHTS, scale, soft_cap).double()
-    return (2 * delta_BTH1 + (length + 16) * EPS) * size_BTHC + length * TINY * float(value_BSGC.abs().max())
+    lost = length * TINY * float(value_BSGC.abs().nan_to_num(0.0).max()) + (length + 16) * DENORMAL
+    return ((2 * delta_BTH1 + (length + 16) * EPS) * size_BTHC).nan_to_num(0.0) + lost
 
 
 def assert_within(got: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | float) -> None:

@@ -14,3 +14,5 @@ const AttentionKernels attention{{scores<float>, scores<uint16_t>, scores<int8_t
                                  fold_value_scale};
 
 }  // namespace torch_cpullm::kernels::avx2
+
+#include "isa/region_end.h"

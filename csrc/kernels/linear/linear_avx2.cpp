@@ -9,3 +9,5 @@ const LinearKernel linear_bf16{run_tile<TileBf16>, kLinearTileRows};
 const LinearKernel linear_s8{run_tile<TileS8>, kLinearTileRows};
 
 }  // namespace torch_cpullm::kernels::avx2
+
+#include "isa/region_end.h"

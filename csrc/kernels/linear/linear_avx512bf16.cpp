@@ -9,3 +9,5 @@ namespace torch_cpullm::kernels::avx512bf16 {
 const LinearKernel linear_bf16{run_tile<TileBf16>, kLinearTileRows};
 
 }  // namespace torch_cpullm::kernels::avx512bf16
+
+#include "isa/region_end.h"

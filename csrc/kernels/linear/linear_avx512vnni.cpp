@@ -9,3 +9,5 @@ namespace torch_cpullm::kernels::avx512vnni {
 const LinearKernel linear_s8{run_tile<TileS8>, kLinearTileRows};
 
 }  // namespace torch_cpullm::kernels::avx512vnni
+
+#include "isa/region_end.h"

@@ -9,3 +9,5 @@ namespace torch_cpullm::kernels::avxvnni {
 const LinearKernel linear_s8{run_tile<TileS8>, kLinearTileRows};
 
 }  // namespace torch_cpullm::kernels::avxvnni
+
+#include "isa/region_end.h"

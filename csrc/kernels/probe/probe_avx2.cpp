@@ -10,3 +10,5 @@ const PeakFn probe_f32 = peak_f32;
 const PeakFn probe_int8 = peak_int8<>;
 
 }  // namespace torch_cpullm::kernels::avx2
+
+#include "isa/region_end.h"

@@ -9,3 +9,5 @@ const StreamFn probe_stream = stream_read;
 const PeakFn probe_f32 = peak_f32;
 
 }  // namespace torch_cpullm::kernels::avx512
+
+#include "isa/region_end.h"

@@ -9,3 +9,5 @@ namespace torch_cpullm::kernels::avx512bf16 {
 const PeakFn probe_bf16 = peak_bf16<>;
 
 }  // namespace torch_cpullm::kernels::avx512bf16
+
+#include "isa/region_end.h"

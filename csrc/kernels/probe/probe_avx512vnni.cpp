@@ -9,3 +9,5 @@ namespace torch_cpullm::kernels::avx512vnni {
 const PeakFn probe_int8 = peak_int8<>;
 
 }  // namespace torch_cpullm::kernels::avx512vnni
+
+#include "isa/region_end.h"

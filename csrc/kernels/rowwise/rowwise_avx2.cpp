@@ -8,3 +8,5 @@ namespace torch_cpullm::kernels::avx2 {
 const RowwiseKernels rowwise{rms_norm, quantize_s8, to_bf16, rope, gated, kv_store, kv_fetch};
 
 }  // namespace torch_cpullm::kernels::avx2
+
+#include "isa/region_end.h"
