@@ -25,11 +25,22 @@ float from_bf16(uint16_t x) {
   return out;
 }
 
-// Symmetric, absmax / 127: zero stays zero, and |code| <= 127 is what the AVX2 kernel's sign trick needs.
+// Symmetric, absmax / 127: zero stays zero, and |code| <= 127 is what the AVX2 kernel's sign trick needs. A row with NaN
+// or Inf gets scale NaN, so that it spoils its own output and nothing hides it.
 float absmax_scale(const float* row, int64_t depth) {
-  float largest = 0.0f;
-  for (int64_t k = 0; k < depth; ++k) largest = std::max(largest, std::fabs(row[k]));
-  return largest / 127.0f;
+  float largest = 0.0f, poison = 0.0f;
+  for (int64_t k = 0; k < depth; ++k) {
+    largest = std::max(largest, std::fabs(row[k]));
+    poison += row[k] * 0.0f;
+  }
+  return largest / 127.0f + poison;
+}
+
+// Divided and not multiplied by 1 / scale, which is no finite float where the scale is denormal.
+uint8_t weight_code(float x, float scale) {
+  if (!(scale > 0.0f)) return kZeroCode;
+  const float code = std::clamp(std::nearbyint(x / scale), -127.0f, 127.0f);
+  return static_cast<uint8_t>(static_cast<int>(code) + kZeroCode);
 }
 
 void pack_panel(const float* weight, Format format, int64_t columns, int64_t depth, int64_t panel, float* scale,
@@ -41,11 +52,7 @@ void pack_panel(const float* weight, Format format, int64_t columns, int64_t dep
   std::memset(out, format == Format::int8 ? kZeroCode : 0, static_cast<size_t>(steps * kStepBytes));
   for (int64_t n = 0; n < width; ++n) {
     const float* row = weight + (first + n) * depth;
-    float inverse = 0.0f;
-    if (format == Format::int8) {
-      scale[first + n] = absmax_scale(row, depth);
-      inverse = scale[first + n] > 0.0f ? 1.0f / scale[first + n] : 0.0f;
-    }
+    if (format == Format::int8) scale[first + n] = absmax_scale(row, depth);
     for (int64_t k = 0; k < depth; ++k) {
       uint8_t* element = out + (k / per_step) * kStepBytes + (n * per_step + k % per_step) * bytes;
       if (format == Format::f32) {
@@ -54,8 +61,7 @@ void pack_panel(const float* weight, Format format, int64_t columns, int64_t dep
         const uint16_t bits = to_bf16(row[k]);
         std::memcpy(element, &bits, sizeof bits);
       } else {
-        const float code = std::clamp(std::nearbyint(row[k] * inverse), -127.0f, 127.0f);
-        *element = static_cast<uint8_t>(static_cast<int>(code) + kZeroCode);
+        *element = weight_code(row[k], scale[first + n]);
       }
     }
   }

@@ -10,18 +10,12 @@ ACTIVATION_GROUP = 256  # csrc/layout/panel.h, kActivationGroup
 def quantize_weight(weight_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric int8 per output: integral codes float32 [N, K] in -127..127, and scales [N] = absmax / 127.
 
-    Codes are w * (1 / scale), or w / scale in rows so small that 1 / scale is no finite float. A row with NaN or Inf has
-    the scale NaN, so that its output says so.
+    A row with NaN or Inf has the scale NaN, so that its output says so.
     """
     scale_N = weight_NK.float().abs().amax(dim=1) / 127.0
     scale_N = torch.where(weight_NK.isfinite().all(dim=1), scale_N, torch.full_like(scale_N, float("nan")))
-    exact_NK = torch.where(
-        (1.0 / scale_N).isfinite()[:, None],
-        weight_NK.float() * (1.0 / scale_N)[:, None],
-        weight_NK.float() / scale_N[:, None],
-    )
-    codes_NK = torch.round(exact_NK.nan_to_num(0.0)).clamp(-127, 127)  # 0 / 0: a row of zeros
-    return codes_NK, scale_N
+    exact_NK = weight_NK.float() / scale_N[:, None]
+    return torch.round(exact_NK.nan_to_num(0.0)).clamp(-127, 127), scale_N  # 0 / 0: a row of zeros
 
 
 def round_weight(weight_NK: torch.Tensor, format: str) -> torch.Tensor:
