@@ -52,6 +52,9 @@ inline layout::PackedView check_packed_weight(const at::Tensor& packed, const ch
   check_type(packed, at::kByte, name);
   TORCH_CHECK_VALUE(packed.dim() == 1 && packed.is_contiguous(), name,
                     ": expected the one-dimensional contiguous tensor that pack() returns, got shape ", packed.sizes());
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % alignof(float) == 0, name,
+                    ": expected bytes at an address divisible by ", alignof(float),
+                    "; call .clone() on the slice first");
   const char* fault = layout::check_packed(packed.const_data_ptr<uint8_t>(), packed.numel());
   TORCH_CHECK_VALUE(fault == nullptr, name, ": the packed weight ", fault ? fault : "");
   return layout::view_packed(packed.const_data_ptr<uint8_t>());

@@ -1,11 +1,16 @@
-"""Run by test_isa.py in a process of its own, with TORCH_CPULLM_ISA set: one sample of every op, saved to a file."""
+"""Run by test_isa.py in a process of its own, with TORCH_CPULLM_ISA set: one sample of every op, saved to a file.
+
+What kernels read ends at a closed page (testing/guard.py): at every level, reading behind a tensor ends the process.
+"""
 
 import sys
+from dataclasses import replace
 
 import torch
 
 from torch_cpullm.ops import introspect, linear, rowwise
 from torch_cpullm.ops.attention import paged_attention, slim_attention
+from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import filled_pages
 
 
@@ -14,7 +19,7 @@ def hard(*shape):
     x = torch.randn(shape).exp() * torch.randn(shape).sign()
     x.flatten()[::17] = 0.0
     x.flatten()[5::29] = 1e-41
-    return x
+    return guarded(x)
 
 
 def sample():
@@ -22,7 +27,7 @@ def sample():
     for format in ("f32", "bf16", "int8"):
         for rows, columns, depth in ((1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (130, 70, 520)):
             packed = linear.pack(hard(columns, depth), torch.randn(columns), format)
-            out[f"linear {format} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), packed)
+            out[f"linear {format} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), guarded(packed))
     for width in (1, 16, 50, 100):
         out[f"rms_norm {width}"] = rowwise.rms_norm(hard(4, width), torch.randn(width), 1e-6, 1.0)
         for activation in ("silu", "gelu_tanh", "gelu_erf"):
@@ -32,14 +37,35 @@ def sample():
     for format in ("f32", "bf16", "int8"):
         for tokens, past, heads, channels in ((1, 0, 4, 16), (1, 299, 6, 80), (40, 60, 2, 32), (19, 0, 8, 64)):
             key, value = torch.randn(2, 2, past + tokens, 2, channels)
-            query = torch.randn(2, tokens, heads, channels)
-            kv = filled_pages(key, value, torch.full((2,), past), format)
+            query = guarded(torch.randn(2, tokens, heads, channels))
+            kv = filled_pages(guarded(key), guarded(value), torch.full((2,), past), format)
+            kv = replace(kv, pages=guarded(kv.pages[:-1]))  # the last one is a spare
             name = f"attention {format} {tokens} {past} {heads} {channels}"
             out[name] = paged_attention(query, kv, None, channels**-0.5, 20.0 if heads == 6 else 0.0)
-            mask = torch.rand(2, 1, tokens, past + tokens) < 0.4
+            mask = guarded(torch.rand(2, 1, tokens, past + tokens) < 0.4)
             out[f"{name} masked"] = paged_attention(query, kv, mask, channels**-0.5)
+            out[f"{name} pages"] = kv.pages
     out["slim"] = slim_attention(torch.randn(1, 9, 4, 32), *torch.randn(2, 1, 20, 2, 32), None, 0.2)
+    for name, result in sample_bad_rows():
+        out[f"{name} bad"] = result.nan_to_num(nan=123.0, posinf=456.0, neginf=-456.0)  # so that equal means equal
     return out
+
+
+def sample_bad_rows():
+    """Rows with NaN and Inf; what max, min and compare do with those is a part of what lanes must agree on."""
+    x = hard(9, 300)
+    x[2, 7], x[4, 299], x[6, 0] = float("nan"), float("inf"), float("-inf")
+    for format in ("f32", "bf16", "int8"):
+        yield f"linear {format}", linear.linear(x, linear.pack(hard(65, 300), None, format))
+        key, value = torch.randn(2, 1, 40, 1, 16)
+        key[0, 9, 0, 3], value[0, 21, 0, 15], value[0, 22, 0, 0] = float("nan"), float("inf"), float("nan")
+        yield (
+            f"attention {format}",
+            paged_attention(torch.randn(1, 40, 2, 16), filled_pages(key, value, torch.zeros(1), format), None, 0.25),
+        )
+    yield "rms_norm", rowwise.rms_norm(x, torch.randn(300), 1e-6)
+    for activation in ("silu", "gelu_tanh", "gelu_erf"):
+        yield activation, rowwise.gated(x, x, activation)
 
 
 if __name__ == "__main__":

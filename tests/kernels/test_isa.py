@@ -4,9 +4,11 @@ Kernels are written once against lanes whose operations agree bit for bit (csrc/
 reductions fold halves. The one exception is vdpbf16ps, which adds a pair of products per step.
 """
 
+import functools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -48,12 +50,13 @@ def run(level, file):
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("isa")
-    found = {}
-    for level in filter(can_run, LEVELS):
-        finished = run(level, folder / level)
-        assert finished.returncode == 0, finished.stderr
-        found[level] = torch.load(folder / level, weights_only=True)
-        KERNELS_SEEN[level] = set(found[level]["ran"])
+    levels, found = list(filter(can_run, LEVELS)), {}
+    with ThreadPoolExecutor(2) as pool:  # what takes time is starting Python: 4 s, on one core
+        processes = pool.map(run, levels, (folder / level for level in levels))
+        for level, finished in zip(levels, processes, strict=True):
+            assert finished.returncode == 0, finished.stderr
+            found[level] = torch.load(folder / level, weights_only=True)
+            KERNELS_SEEN[level] = set(found[level]["ran"])
     return found
 
 
@@ -81,9 +84,20 @@ def test_bits_are_those_of_the_scalar_definition(level, samples):
             assert torch.equal(got, expected), f"{name}: {int((got != expected).sum())} of {got.numel()} differ"
 
 
+@functools.cache
+def refuse(word):
+    return run(word, "/dev/null")
+
+
 @pytest.mark.parametrize("word", ["avx1024", "avx2,-sse9", "-"])
-def test_an_unknown_word_is_refused(word, tmp_path):
-    finished = run(word, tmp_path / "none")
+def test_an_unknown_word_is_refused(word):
+    finished = refuse(word)
     assert finished.returncode != 0
     assert "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512" in finished.stderr
     assert f"got '{word}'" in finished.stderr
+
+
+@pytest.mark.xfail(reason="check_forced_level throws while _C.so is loaded: std::terminate, not Python", strict=True)
+def test_a_refusal_is_an_exception_and_no_crash():
+    assert refuse("avx1024").returncode == 1
+    assert "Traceback" in refuse("avx1024").stderr

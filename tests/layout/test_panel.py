@@ -126,8 +126,7 @@ def test_no_header_leads_outside_its_bytes():
         hostile[bit // 8] ^= 1 << bit % 8
         try:
             info = ops.packed_info(hostile)
-        except ValueError as refusal:
-            assert "packed" in str(refusal)
-        else:
-            assert ops.unpack(hostile).shape == (info.out_features, info.in_features)
-            ops.linear(torch.randn(1, info.in_features), hostile)
+        except ValueError:
+            continue
+        assert ops.unpack(hostile).shape == (info.out_features, info.in_features)
+        ops.linear(torch.randn(1, info.in_features), hostile)

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from torch_cpullm.ops import block as ops
-from torch_cpullm.ops.attention import KvPages
-from torch_cpullm.ops.linear import pack
+from torch_cpullm.ops.attention import KvPages, kv_append, paged_attention
+from torch_cpullm.ops.linear import linear, pack
+from torch_cpullm.ops.rowwise import gated, rms_norm, rope
 from torch_cpullm.reference import block as reference
-from torch_cpullm.testing.pages import empty_pages
+from torch_cpullm.testing.guard import guarded
+from torch_cpullm.testing.pages import empty_pages, filled_pages
 
 D, F, H, G, C = 96, 160, 6, 2, 32
 
@@ -89,6 +91,95 @@ def test_attention_block_with_soft_cap_and_padding():
     close(got, reference.attention_block(hidden, dense, rope, ("f32", "f32"), mask), "f32")
 
 
+def attention_by_parts(hidden, dense, weights, kv, tables, mask=None):
+    """The block as its definition reads, each step an op of its own."""
+    batch, tokens, _ = hidden.shape
+    rows = rms_norm(hidden, dense.input_norm_D, dense.eps, dense.offset)
+    heads = torch.cat([linear(rows, weight) for weight in weights.qkv], -1).view(batch, tokens, -1, C)
+    q, k, v = heads.split([dense.heads, dense.kv_heads, dense.kv_heads], dim=2)
+    if dense.query_norm_C is not None:
+        q, k = (
+            rms_norm(x, gain, dense.eps, dense.offset) for x, gain in ((q, dense.query_norm_C), (k, dense.key_norm_C))
+        )
+    kv_append(kv, rope(k, *tables), v)
+    attended = paged_attention(rope(q, *tables), kv, mask, dense.scale, dense.soft_cap)
+    out = linear(attended.flatten(2), weights.output)
+    if dense.output_norm_D is not None:
+        out = rms_norm(out, dense.output_norm_D, dense.eps, dense.offset)
+    return hidden + out
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("norms", [False, True])
+def test_attention_block_is_its_parts_bit_for_bit(format, norms):
+    """Each part is held to its definition in a file of its own; here nothing may be added to them, nor left out."""
+    dense = replace(dense_attention(norms, norms, 1.0), soft_cap=5.0 if norms else 0.0)
+    weights = packed_attention(dense, format, not norms)
+    for tokens, past, threads in ((1, 0, 1), (1, 299, 4), (7, 40, 3), (130, 0, 2)):
+        torch.set_num_threads(threads)
+        old = filled_pages(*torch.randn(2, 2, past + tokens, G, C), torch.full((2,), past), format)
+        hidden, tables = torch.randn(2, tokens, D), rope_tables(2, tokens, past)
+        mask = torch.rand(2, 1, tokens, past + tokens) < 0.7 if norms else None
+        new = replace(old, pages=old.pages.clone())
+        got = run_attention(hidden, dense, weights, new, tables, mask)
+        assert torch.equal(got, attention_by_parts(hidden, dense, weights, old, tables, mask))
+        assert torch.equal(new.pages, old.pages)
+
+
+def test_attention_block_with_one_kv_head_split_between_threads():
+    dense = replace(dense_attention(False, False), kv_heads=1)
+    dense = replace(dense, k=dense.k[:C], v=dense.v[:C])
+    weights, tables = packed_attention(dense, "int8", False), rope_tables(1, 1, 700)
+    old = filled_pages(*torch.randn(2, 1, 701, 1, C), torch.tensor([700]), "int8")
+    hidden = torch.randn(1, 1, D)
+    torch.set_num_threads(1)
+    expected = run_attention(hidden, dense, weights, replace(old, pages=old.pages.clone()), tables)
+    for threads in (2, 3, 4):
+        torch.set_num_threads(threads)
+        assert torch.equal(run_attention(hidden, dense, weights, old, tables), expected)
+
+
+@pytest.mark.parametrize("format", ["f32", "int8"])
+def test_a_bad_token_reaches_who_attends_to_it(format):
+    dense = dense_attention(True, False)
+    weights, tables, hidden = packed_attention(dense, format, False), rope_tables(2, 20), torch.randn(2, 20, D)
+    clean = run_attention(hidden, dense, weights, empty_pages(2, 20, G, C, format), tables)
+    hidden[0, 11, 3] = float("nan")
+    got = run_attention(hidden, dense, weights, empty_pages(2, 20, G, C, format), tables)
+    assert torch.equal(got[0, :11], clean[0, :11])
+    assert got[0, 11:].isnan().all()
+    assert torch.equal(got[1], clean[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_strided_half_and_closed_inputs(dtype):
+    """The same bits from strided hidden states and tables, and from tensors that end at a closed page."""
+    dense, mlp = dense_attention(True, True), dense_mlp("silu", True)
+    weights, tables = packed_attention(dense, "int8", True), rope_tables(1, 9)
+    hidden = torch.randn(9, 2, D).to(dtype)
+    strided, plain = hidden.transpose(0, 1), hidden.transpose(0, 1).contiguous()
+    wide = run_attention(plain.float(), dense, weights, empty_pages(2, 9, G, C, "int8"), tables).to(dtype)
+    closed = ops.AttentionWeights(*([guarded(x) for x in weights.qkv], *map(guarded, list(vars(weights).values())[1:])))
+    for x, w in ((strided, weights), (plain, weights), (guarded(plain), closed)):
+        kv = empty_pages(2, 9, G, C, "int8")
+        got = run_attention(x, dense, w, replace(kv, pages=guarded(kv.pages[:-1])), tuple(map(guarded, tables)))
+        assert got.dtype == dtype
+        assert torch.equal(got, wide)
+    assert torch.equal(run_mlp(strided, mlp, "int8", False), run_mlp(plain.float(), mlp, "int8", False).to(dtype))
+
+
+@pytest.mark.parametrize(("batch", "tokens"), [(0, 3), (2, 0)])
+def test_nothing_to_do(batch, tokens):
+    dense, hidden = dense_attention(True, True), torch.empty(batch, tokens, D)
+    kv = empty_pages(2, 9, G, C, "int8")
+    before = kv.pages.clone()
+    kv = replace(kv, table_BP=kv.table_BP[:batch], past_B=kv.past_B[:batch])
+    got = run_attention(hidden, dense, packed_attention(dense, "int8", False), kv, rope_tables(1, tokens))
+    assert got.shape == hidden.shape
+    assert torch.equal(kv.pages, before)
+    assert run_mlp(hidden, dense_mlp("silu", True), "int8", False).shape == hidden.shape
+
+
 @pytest.mark.parametrize(("format", "kv_format"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8")])
 def test_token_by_token_gives_the_bits_of_one_call(format, kv_format):
     dense = dense_attention(True, False)
@@ -152,9 +243,26 @@ def test_mlp_rows_depend_on_nothing_else(format):
         assert torch.equal(run_mlp(hidden[1:2, 7:8], dense, format, False), expected[1:2, 7:8])
 
 
-def test_half_hidden_states_are_computed_in_float():
-    dense = dense_mlp("silu", False)
-    hidden = torch.randn(1, 4, D).bfloat16()
-    got = run_mlp(hidden, dense, "int8", False)
-    assert got.dtype == torch.bfloat16
-    assert torch.equal(got, run_mlp(hidden.float(), dense, "int8", False).bfloat16())
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu_erf"])
+def test_mlp_block_is_its_parts_bit_for_bit(format, activation):
+    for rows, fused, output_norm in ((1, False, False), (9, True, True), (600, False, True)):
+        dense, hidden = dense_mlp(activation, output_norm, 1.0), torch.randn(1, rows, D)
+        x = rms_norm(hidden, dense.input_norm_D, dense.eps, dense.offset)
+        gate, up = (linear(x, pack(part, None, format)) for part in (dense.gate, dense.up))
+        out = linear(gated(gate, up, activation), pack(dense.down, None, format))
+        if output_norm:
+            out = rms_norm(out, dense.output_norm_D, dense.eps, dense.offset)
+        assert torch.equal(run_mlp(hidden, dense, format, fused), hidden + out)
+
+
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_row_of_an_mlp_stays_alone(format, bad):
+    dense, hidden = dense_mlp("silu", True), torch.randn(2, 8, D)
+    clean = run_mlp(hidden, dense, format, False)
+    hidden[1, 3, 5] = bad
+    got = run_mlp(hidden, dense, format, False)
+    assert got[1, 3].isnan().any()
+    got[1, 3] = clean[1, 3]
+    assert torch.equal(got, clean)
