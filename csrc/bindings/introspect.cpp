@@ -7,6 +7,7 @@ std::string isa_level() {
   static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
   return kNames[static_cast<int>(dispatch::level())];
 }
+std::string isa_fault() { return dispatch::forced_fault(); }
 std::string cpu_features() { return dispatch::feature_names(dispatch::cpu_features()); }
 std::string kernel_report() { return dispatch::kernel_report(); }
 

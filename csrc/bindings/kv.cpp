@@ -13,6 +13,7 @@ namespace torch_cpullm::bindings {
 
 int64_t kv_layer_bytes(int64_t kv_heads, int64_t channels, c10::string_view format) {
   check_channels(channels);
+  TORCH_CHECK_VALUE(kv_heads >= 1, "kv_heads: expected at least 1, got ", kv_heads);
   return kv_heads * layout::head_bytes(parse_format(format), channels);
 }
 

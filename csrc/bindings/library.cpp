@@ -3,11 +3,8 @@
 #include <torch/library.h>
 
 #include "bindings/ops.h"
-#include "dispatch/features.h"
 
 TORCH_LIBRARY(torch_cpullm, m) {
-  torch_cpullm::dispatch::check_forced_level();
-
   // weight[N, K], bias[N] -> packed bytes (layout/panel.h); format: int8, bf16, f32.
   m.def("pack(Tensor weight, Tensor? bias, str format) -> Tensor");
   // -> float32 weight[N, K], dequantised, without the bias.
@@ -60,8 +57,10 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("probe_peak(str instruction, int threads, int milliseconds) -> float");
   m.def("probe_round_trip(int iterations) -> float");
 
-  // What runs: level in use, CPUID features of the machine, kernels with their counts.
+  // What runs: level in use, what is wrong with TORCH_CPULLM_ISA (empty: nothing), CPUID features of the machine,
+  // kernels with their counts.
   m.def("isa_level() -> str", torch_cpullm::bindings::isa_level);
+  m.def("isa_fault() -> str", torch_cpullm::bindings::isa_fault);
   m.def("cpu_features() -> str", torch_cpullm::bindings::cpu_features);
   m.def("kernel_report() -> str", torch_cpullm::bindings::kernel_report);
 }

@@ -22,6 +22,8 @@ at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::strin
   at::Tensor offsets;
   if (bias) {
     check_cpu(*bias, "bias");
+    TORCH_CHECK_TYPE(at::isFloatingType(bias->scalar_type()), "bias: expected a floating dtype, got ",
+                     bias->scalar_type());
     check_dims(*bias, 1, "bias", "[N]");
     check_size(*bias, 0, weight.size(0), "bias", "[N]");
     offsets = as_floats(bias->detach());

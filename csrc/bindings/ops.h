@@ -55,6 +55,7 @@ double probe_round_trip(int64_t iterations);
 
 // introspect.cpp
 std::string isa_level();
+std::string isa_fault();
 std::string cpu_features();
 std::string kernel_report();
 

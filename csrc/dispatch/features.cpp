@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <stdexcept>
 
 namespace torch_cpullm::dispatch {
 namespace {
@@ -107,18 +106,18 @@ Forced read_forced() {
 
 }  // namespace
 
-void check_forced_level() {
+std::string forced_fault() {
   const Forced forced = read_forced();
   const char* variable = std::getenv("TORCH_CPULLM_ISA");
   if (!forced.known)
-    throw std::invalid_argument(
-        std::string(
-            "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512, then ',-feature' for features to leave out, got '") +
-        variable + "'");
+    return std::string(
+               "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512, then ',-feature' for features to leave out, got '") +
+           variable + "'";
   const uint64_t needed = forced.level == Level::avx512 ? kAvx512Set : forced.level == Level::avx2 ? kAvx2Set : 0;
   if (forced.has_level && (cpu_features() & needed) != needed)
-    throw std::invalid_argument(std::string("TORCH_CPULLM_ISA: this CPU lacks what '") + variable + "' needs; it has " +
-                                feature_names(cpu_features()));
+    return std::string("TORCH_CPULLM_ISA: this CPU lacks what '") + variable + "' needs; it has " +
+           feature_names(cpu_features());
+  return "";
 }
 
 uint64_t cpu_features() {

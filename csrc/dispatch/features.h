@@ -34,7 +34,8 @@ bool has(Feature feature);   // usable
 std::string feature_names(uint64_t features);
 int64_t l2_bytes();  // of one core; 1 MiB when the system does not say
 
-// Reads TORCH_CPULLM_ISA; throws std::invalid_argument with a sentence when the word is unknown.
-void check_forced_level();
+// A sentence when TORCH_CPULLM_ISA holds an unknown word or asks for what this CPU lacks; empty otherwise. No
+// exception: it would leave a library that is being loaded, and end the process.
+std::string forced_fault();
 
 }  // namespace torch_cpullm::dispatch

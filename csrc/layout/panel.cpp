@@ -25,8 +25,8 @@ float from_bf16(uint16_t x) {
   return out;
 }
 
-// Symmetric, absmax / 127: zero stays zero, and |code| <= 127 is what the AVX2 kernel's sign trick needs. A row with NaN
-// or Inf gets scale NaN, so that it spoils its own output and nothing hides it.
+// Symmetric, absmax / 127: zero stays zero, and |code| <= 127 is what the AVX2 kernel's sign trick needs. A row with
+// NaN or Inf gets scale NaN, so that it spoils its own output and nothing hides it.
 float absmax_scale(const float* row, int64_t depth) {
   float largest = 0.0f, poison = 0.0f;
   for (int64_t k = 0; k < depth; ++k) {

@@ -42,7 +42,8 @@ struct AttentionKernels {
   // s = cap * tanh(s / cap)
   void (*soft_cap)(float* s, int64_t n, float cap);
   // In place: p = exp(s - max) over the first `count` entries that `keep` (bytes, null for all) leaves, 0 elsewhere up
-  // to `padded`; returns the sum. A row with nothing left becomes zeros and sum 0. The maximum is the true one.
+  // to `padded`; returns the sum. keep[count - 1] is set. With count 0 the row becomes zeros and the sum is 0; where
+  // all that is left scores -inf the sum is NaN. The maximum is the true one.
   float (*softmax)(float* s, int64_t count, int64_t padded, const uint8_t* keep);
   // p[t] *= v_scale[t] for the 32 tokens of a page; stays 0 where p is 0, even against a NaN scale.
   void (*fold_value_scale)(float* p, const float* value_scale);

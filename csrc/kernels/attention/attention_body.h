@@ -109,7 +109,9 @@ float softmax(float* s, int64_t count, int64_t padded, const uint8_t* keep) {
   f32x16 largest = set1_f32(-INFINITY);
   for (int64_t i = 0; i < padded; i += 16) largest = max(load_f32(s + i), largest);
   const float maximum = reduce_max(largest);
-  // Nothing to attend to: -inf - -inf would be NaN. (A NaN score is skipped by max and poisons the sum below.)
+  // All that is seen scores -inf or NaN: such a row has no softmax. With nothing seen (count 0) it becomes zeros.
+  if (maximum == -INFINITY && count > 0) return NAN;
+  // -inf - -inf would be NaN. (One NaN score among others is skipped by max and poisons the sum below.)
   const f32x16 shift = set1_f32(maximum == -INFINITY ? 0.0f : maximum);
   f32x16 sum = zero_f32();
   for (int64_t i = 0; i < padded; i += 16) {
