@@ -26,8 +26,10 @@ inline layout::LayerPages check_pages(const at::Tensor& pages, int64_t kv_heads,
   TORCH_CHECK_VALUE(pages.size(1) == bytes && pages.stride(1) == 1, "pages: expected rows of ", bytes,
                     " contiguous bytes for ", kv_heads, " KV heads of ", channels, " channels, got shape ",
                     pages.sizes(), " and strides ", pages.strides());
-  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(pages.data_ptr()) % alignof(float) == 0 && pages.stride(0) % 4 == 0,
-                    "pages: expected pages at addresses divisible by ", alignof(float));
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(pages.data_ptr()) % alignof(float) == 0 && pages.stride(0) % 4 == 0 &&
+                        (pages.size(0) <= 1 || pages.stride(0) >= bytes),
+                    "pages: expected pages that do not overlap, at addresses divisible by ", alignof(float),
+                    ", got strides ", pages.strides());
   return {static_cast<uint8_t*>(pages.data_ptr()), pages.stride(0), pages.size(0), format, kv_heads, channels};
 }
 

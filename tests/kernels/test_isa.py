@@ -19,8 +19,8 @@ from torch_cpullm.ops import introspect
 from torch_cpullm.testing.kernels_seen import KERNELS_SEEN
 
 SAMPLE = Path(__file__).with_name("isa_sample.py")
-# The last two hide one feature, so that the kernels for CPUs without it run here as well.
 PACKAGE = Path(torch_cpullm.__file__).parent  # the one under test, which need not be the one here
+# The last two hide one feature, so that the kernels for CPUs without it run here as well.
 LEVELS = ["scalar", "avx2", "avx512", "avx2,-avxvnni", "avx512,-avx512vnni,-avx512bf16"]
 # What an ISA word may be on each level: a level holds the ones below it.
 WORDS = {

@@ -104,6 +104,7 @@ CASES = {
     "head size of a query": (lambda: attend(kv(), query(2, 1, 4, 20)), ValueError, "head size"),
     "head size too large": (lambda: attention.layer_bytes(1, 272, "f32"), ValueError, "head size"),
     "pages dtype": (lambda: attend(kv(pages=kv().pages.char())), TypeError, "pages"),
+    "pages that overlap": (lambda: attend(kv(pages=kv().pages[:1].expand(6, -1))), ValueError, "pages: .*overlap"),
     "pages width": (lambda: attend(kv(pages=kv().pages[:, 1:])), ValueError, "pages"),
     "pages of another format": (lambda: attend(kv(format="f32")), ValueError, "pages"),
     "kv heads": (lambda: attend(kv(kv_heads=0)), ValueError, "kv_heads"),
