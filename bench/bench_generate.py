@@ -30,7 +30,7 @@ from bench.summary import MOVED, Group, Row, summarise
 from torch_cpullm.demo.shapes import SEED, config_of, fill, meta_model
 from torch_cpullm.demo.steps import step
 from torch_cpullm.demo.timing import Lap, time_lap, warm_up
-from torch_cpullm.machine.probe import Probe, probe
+from torch_cpullm.machine.probe import Probe, probe, roofline
 from torch_cpullm.ops import introspect
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def main(
         warm_up(model, prompt_BT)
     laps = run_laps(models, prompt_BT, tokens, repetitions)
     groups = summarise([lap.row() for lap in laps])
+    limits = roofline(threads)
     result = {
         "shape": Path(shape).name.removesuffix(".json"),
         "prompt_tokens": prompt,
@@ -112,6 +113,7 @@ def main(
         "python": platform.python_version(),
         "when": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "info": str(torch_cpullm.info()),
+        "roofline": asdict(limits),
         "summary": [asdict(group) for group in groups],
         "laps": [lap.record() for lap in laps],
     }
@@ -124,6 +126,11 @@ def main(
     if shape == README_SHAPE:
         draw(result, README_PICTURE)
     console.print(_table(shape, groups, left_out=sum(lap.placement == MOVED for lap in laps)))
+    console.print(
+        f"limits now, {limits.threads} threads: {limits.read_bandwidth / 1e9:.0f} GB/s read, "
+        f"{limits.f32 / 1e12:.2f} TFLOP/s f32, {limits.bf16 / 1e12:.2f} TFLOP/s bf16, "
+        f"{limits.int8 / 1e12:.2f} TOP/s int8"
+    )
     console.print(f"All laps: {file.relative_to(ROOT)}")
 
 
