@@ -80,12 +80,14 @@ def explain(model: nn.Module) -> Explanation:
 def restore(model: Model) -> Model:
     """Put the original classes back, in place. Does nothing to a model that is not optimised.
 
-    Quantised weights come back dequantised, with the rounding they have taken: a warning says so.
+    Weights that were rounded (to int8, or from float32 to bf16) come back dequantised, with the rounding they have
+    taken: a warning says so.
     """
     _require_module(model)
-    if unswap(model):
+    rounded = sorted(unswap(model))
+    if rounded:
         warnings.warn(
-            "torch_cpullm: restored weights are the dequantised int8 values, not the ones loaded; "
+            f"torch_cpullm: restored weights are the dequantised {'/'.join(rounded)} values, not the ones loaded; "
             "load the checkpoint again for those",
             stacklevel=2,
         )

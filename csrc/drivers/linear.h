@@ -4,7 +4,7 @@
 //   (barrier)
 //   multiply  panels are shared out: every member multiplies all rows with its panels
 //
-// Cut of multiply: panels x blocks of kBlockRows rows; inside, K in runs of kBlockSteps steps, so that 64 KiB of panel
+// Cut of multiply: panels x blocks of kBlockRows rows; inside, K in runs of kBlockSteps steps, so that 32 KiB of panel
 // stay in L1/L2 while the rows pass. Sums leave the registers at run borders only; that changes no bit (linear.h).
 #pragma once
 #include <cstdint>

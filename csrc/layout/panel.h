@@ -81,7 +81,7 @@ void pack_panels(const float* weight, const float* bias, Format format, int64_t 
                  uint8_t* out);
 // Reads weight[columns][depth] back, dequantised.
 void unpack_panels(const PackedView& packed, int threads, float* weight);
-// Reads rows `first` .. `first + count - 1` of the weight only. A null sentence in return means the header is sound.
+// A null sentence in return means the header is sound.
 const char* check_packed(const uint8_t* bytes, int64_t size);
 PackedView view_packed(const uint8_t* bytes);
 

@@ -169,6 +169,12 @@ def test_restore_says_that_int8_was_lossy(int8):
     assert torch_cpullm.restore(int8) is int8  # nothing left to do
 
 
+def test_restore_says_that_bf16_was_lossy_for_float32():
+    model = torch_cpullm.optimize(bundled_model(), weights="bf16")
+    with pytest.warns(UserWarning, match="dequantised bf16 values"):
+        torch_cpullm.restore(model)
+
+
 def test_bad_arguments():
     model = tiny_model(*WHOLE["llama"])
     with pytest.raises(ConfigError, match=r"weights: expected one of 'int8', 'bf16', 'keep', got 'int3'"):

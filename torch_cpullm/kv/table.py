@@ -1,4 +1,4 @@
-"""Which pages hold which sequence: the table behind one cache. All its changes are page-table work, no data moves.
+"""Which pages hold which sequence: the table behind one cache. Only a shared page that is written to is copied.
 
 Sequences of one cache have equal lengths, padding included, as transformers' caches do.
 """

@@ -31,6 +31,8 @@ class PackedLinear(nn.Linear):
         del linear.weight
         linear.__class__ = PackedLinear
         linear.register_buffer("packed", packed, persistent=False)
+        exact = format == "f32" or (format == "bf16" and dtype == torch.bfloat16) or tied_to is not None
+        vars(linear)["_lossy"] = not exact  # whether give_back returns other values than were taken
         vars(linear).update(
             _format=format, _weight_dtype=dtype, _trainable=trainable, _tied=(tied_to,) if tied_to else None
         )
@@ -40,7 +42,7 @@ class PackedLinear(nn.Linear):
         tied, trainable = self._tied, vars(self)["_trainable"]
         weight = tied[0].weight if tied else nn.Parameter(self.weight.detach(), requires_grad=trainable)
         del self.packed
-        for name in ("_format", "_weight_dtype", "_trainable", "_tied"):
+        for name in ("_format", "_weight_dtype", "_trainable", "_tied", "_lossy"):
             vars(self).pop(name, None)
         self.__class__ = nn.Linear  # type: ignore[assignment]
         self.register_parameter("weight", weight)  # type: ignore[arg-type]

@@ -229,15 +229,16 @@ def _swapped_modules(model: nn.Module) -> Iterator[nn.Module]:
     yield from (module for module in model.modules() if isinstance(module, (PackedLinear, FusedLayer)))
 
 
-def unswap(model: Any) -> bool:
-    """Put the original classes back, weights dequantised. Returns whether any weight had lost precision."""
+def unswap(model: Any) -> set[str]:
+    """Put the original classes back, weights dequantised. Returns the formats that some weight was rounded to."""
     state = state_of(model)
     if state is None:
-        return False
-    lossy = False
+        return set()
+    lossy = set()
     for module in list(_swapped_modules(model)):
         if isinstance(module, PackedLinear):
-            lossy = lossy or (vars(module)["_format"] == "int8" and not vars(module)["_tied"])
+            if vars(module)["_lossy"]:
+                lossy.add(vars(module)["_format"])
             module.give_back()
         else:
             module.__class__ = type(module).__mro__[2]
