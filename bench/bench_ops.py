@@ -61,7 +61,7 @@ def test_linear(benchmark: Any, weights: str, size_KN: tuple[int, int], rows: in
     hold(benchmark, ours, _stock_linears(x_MK, weight_NK, weights), work)
 
 
-def _pool(length: int, tokens: int, kv_format: linear.Format) -> attention.KvPages:
+def _pool(length: int, tokens: int, kv_format: KvFormat) -> attention.KvPages:
     """One layer's pages that hold `length` tokens, seen by a call with `tokens` new ones."""
     pages = -(-length // attention.PAGE_TOKENS)
     kv = attention.KvPages(
@@ -76,7 +76,7 @@ def _pool(length: int, tokens: int, kv_format: linear.Format) -> attention.KvPag
     return dataclasses.replace(kv, past_B=torch.tensor([length - tokens], dtype=torch.int32))
 
 
-def _attention_contest(benchmark: Any, length: int, tokens: int, kv_format: linear.Format, work: Work) -> None:
+def _attention_contest(benchmark: Any, length: int, tokens: int, kv_format: KvFormat, work: Work) -> None:
     """Ours over a paged pool against scaled_dot_product_attention over dense bf16 keys and values."""
     torch.manual_seed(0)
     query_BTHC = torch.randn(1, tokens, HEADS, CHANNELS, dtype=torch.bfloat16)
@@ -93,13 +93,13 @@ def _attention_contest(benchmark: Any, length: int, tokens: int, kv_format: line
 
 @pytest.mark.parametrize("length", [512, 4096])
 @pytest.mark.parametrize("kv_format", BYTES)
-def test_decode_attention(benchmark: Any, kv_format: linear.Format, length: int) -> None:
+def test_decode_attention(benchmark: Any, kv_format: KvFormat, length: int) -> None:
     work = Work(bytes_read=2 * length * KV_HEADS * CHANNELS * BYTES[kv_format])
     _attention_contest(benchmark, length, 1, kv_format, work)
 
 
 @pytest.mark.parametrize("length", [512, 2048])
 @pytest.mark.parametrize("kv_format", BYTES)
-def test_prefill_attention(benchmark: Any, kv_format: linear.Format, length: int) -> None:
+def test_prefill_attention(benchmark: Any, kv_format: KvFormat, length: int) -> None:
     work = Work(operations=2 * HEADS * CHANNELS * length**2)  # two products over half a square
     _attention_contest(benchmark, length, length, kv_format, work)

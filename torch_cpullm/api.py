@@ -8,28 +8,41 @@ swap(model, plan)                      prove, pack, swap
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
+import torch
 from torch import nn
 
-from torch_cpullm.config import Attention, Config, KvCache, Weights
+from torch_cpullm.config import Activations, Attention, Config, Embeddings, KvCache, Weights
 from torch_cpullm.detect import detect
 from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.modules.progress import packing_progress
 from torch_cpullm.modules.swap import state_of, swap, unswap
+from torch_cpullm.modules.texts import calibration_windows
 from torch_cpullm.plan import make_plan
 from torch_cpullm.plan.explain import Explanation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def optimize(
+def optimize(  # noqa: PLR0913  (every choice of Config by its name)
     model: Model,
     weights: Weights = "int8",
     kv_cache: KvCache = "int8",
     attention: Attention = "slim",
     lm_head: Weights | None = None,
     check: bool = True,
+    *,
+    group_size: int | None = None,
+    symmetric: bool = True,
+    activations: Activations = "int8",
+    embeddings: Embeddings | None = None,
+    calibration: Sequence[str] | torch.Tensor | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Model:
     """Make a Hugging Face model fast on this CPU, in place; its generate() stays the call it was.
 
@@ -41,26 +54,46 @@ def optimize(
         weights: format of the linear layers, see Config.
         kv_cache: format of the KV cache, see Config.
         attention: "slim" or "keep", see Config.
-        lm_head: format of the output head; None: as `weights`.
+        lm_head: format of the output head; None: "int8" beside quantised weights, else as `weights`.
         check: prove every replacement numerically first (a second for a model of 1 B parameters).
+        group_size: inputs that share a scale: 0 (int8: all of an output), 32, 64 or 128; None: 0 for "int8", 32 for
+            "int4".
+        symmetric: False: groups of "int4" have a zero point as well.
+        activations: "int8" or "bf16": what the inputs of quantised layers become, see Config.
+        embeddings: "int8" or "keep"; None: "int8" beside quantised weights. A tied head's bytes serve both.
+        calibration: texts, or token ids [windows, tokens], to choose the codes by (GPTQ, minutes for a model of 1 B
+            parameters). None: each weight is rounded to nearest. 32 windows of 512 tokens are enough.
+        tokenizer: for the texts; None: the one of the folder the model was loaded from.
 
     Returns:
         The same model. A second call with the same choices does nothing; with others it restores and starts again.
 
     Raises:
-        ConfigError: a choice does not exist.
+        ConfigError: a choice does not exist, or calibration texts cannot be used.
         UnsupportedModelError: `model` is not a torch module.
     """
-    config = Config(weights=weights, kv_cache=kv_cache, attention=attention, lm_head=lm_head, check=check)
+    config = Config(
+        weights=weights,
+        group_size=group_size,
+        symmetric=symmetric,
+        activations=activations,
+        kv_cache=kv_cache,
+        attention=attention,
+        lm_head=lm_head,
+        embeddings=embeddings,
+        calibrated=calibration is not None,
+        check=check,
+    )
     _require_module(model)
+    windows_NT = None if calibration is None else calibration_windows(model, calibration, tokenizer)
     state = state_of(model)
     if state is not None:
         if state.plan.config == config:
             return model
         restore(model)
     plan = make_plan(detect(model), config)
-    with packing_progress(sum(linear.format is not None for linear in plan.linears)) as progress:
-        swap(model, plan, progress)
+    with packing_progress(sum(linear.format is not None for linear in plan.linears), config.calibrated) as progress:
+        swap(model, plan, progress, windows_NT)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Every choice a user has, in one place; and the only reader of environment variables."""
+"""Every choice a user has, in one place; and the only Python reader of environment variables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Literal, get_args
 
 from torch_cpullm.errors import ConfigError
 
-Weights = Literal["int8", "bf16", "keep"]
+Weights = Literal["int8", "int4", "bf16", "keep"]
+Activations = Literal["int8", "bf16"]
+Embeddings = Literal["int8", "keep"]
+GROUP_SIZES = {"int8": (0, 32, 64, 128), "int4": (32, 64, 128)}
 KvCache = Literal["int8", "bf16", "keep"]
 Attention = Literal["slim", "keep"]
+
+
+_OF_WEIGHTS = ("group_size", "symmetric", "calibrated")  # what they may be depends on the weights' format
 
 
 @dataclass(frozen=True)
@@ -18,35 +24,59 @@ class Config:
     """What `optimize()` shall do.
 
     Attributes:
-        weights: format of the linear layers. "int8": symmetric per output channel, activations quantised per token and
-            group of 256 inputs; "bf16": brain float; "keep": the precision they have (float32 or bfloat16), re-laid for
-            the kernels but bit-exact.
-        kv_cache: format of the cached keys and values. "int8": one scale per token and head; "keep": the model's dtype.
+        weights: format of the linear layers. "int8": symmetric, one scale for each output or group; "int4": a scale for
+            each group; "bf16": brain float; "keep": the precision they have (float32 or bfloat16), re-laid for the
+            kernels but bit-exact.
+        group_size: inputs that share a scale: 32, 64 or 128; 0: all inputs of an output ("int8" only). None: 0 for
+            "int8", 32 for "int4".
+        symmetric: False gives each group of "int4" a zero point as well.
+        activations: what inputs of quantised weights become: "int8", per token and group of 256 inputs, or "bf16".
+        kv_cache: format of the cached keys and values. "int8": one scale per token and head; "keep": the model's dtype
+            (float32 for float16, which the pool does not have).
         attention: "slim" replaces attention, rope and norms by fused ops over a paged KV pool; "keep" leaves the
             model's own attention and cache.
-        lm_head: format of the output head; None means as `weights`.
+        lm_head: format of the output head; None: "int8" beside quantised weights, else as `weights`.
+        embeddings: format of the token embeddings. "int8": one scale for each token, the head's own bytes where the two
+            are tied; None: "int8" beside quantised weights, else "keep".
+        calibrated: whether optimize() was given texts to choose codes by (GPTQ).
         check: prove every replacement numerically against the original, and leave alone what differs.
     """
 
     weights: Weights = "int8"
+    group_size: int | None = None
+    symmetric: bool = True
+    activations: Activations = "int8"
     kv_cache: KvCache = "int8"
     attention: Attention = "slim"
     lm_head: Weights | None = None
+    embeddings: Embeddings | None = None
+    calibrated: bool = False
     check: bool = True
 
     def __post_init__(self) -> None:
         allowed: dict[str, tuple[object, ...]] = {
             "weights": get_args(Weights),
+            "group_size": (None, *GROUP_SIZES.get(self.weights, ())),
+            "symmetric": (True, False) if self.weights == "int4" else (True,),
+            "activations": get_args(Activations),
             "kv_cache": get_args(KvCache),
             "attention": get_args(Attention),
             "lm_head": (None, *get_args(Weights)),
+            "embeddings": (None, *get_args(Embeddings)),
+            "calibrated": (True, False) if self.quantized else (False,),
             "check": (True, False),
         }
         for field in fields(self):
             value = getattr(self, field.name)
             if value not in allowed[field.name]:
                 choices = ", ".join(repr(choice) for choice in allowed[field.name])
-                raise ConfigError(f"{field.name}: expected one of {choices}, got {value!r}")
+                beside = f" with weights={self.weights!r}" if field.name in _OF_WEIGHTS else ""
+                raise ConfigError(f"{field.name}: expected one of {choices}{beside}, got {value!r}")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the linear layers get integer codes."""
+        return self.weights in ("int8", "int4")
 
 
 def forced_isa() -> str | None:

@@ -11,7 +11,7 @@
 namespace torch_cpullm::bindings {
 namespace {
 
-// Weights that share one prepared input: same format, same depth, `columns` outputs in all.
+// Weights that share one prepared input, `columns` outputs in all.
 std::vector<layout::PackedView> check_group(at::TensorList weights, int64_t depth, int64_t columns, const char* name) {
   TORCH_CHECK_VALUE(!weights.empty(), name, ": expected at least one packed weight");
   std::vector<layout::PackedView> views;
@@ -20,7 +20,8 @@ std::vector<layout::PackedView> check_group(at::TensorList weights, int64_t dept
     views.push_back(check_packed_weight(weight, name));
     total += views.back().columns;
     TORCH_CHECK_VALUE(views.back().depth == depth, name, ": expected ", depth, " inputs, got ", views.back().depth);
-    TORCH_CHECK_VALUE(views.back().format == views.front().format, name, ": expected weights of one format");
+    TORCH_CHECK_VALUE(views.back().same_input(views.front()), name,
+                      ": expected weights of one activation format, group size and multiplier, since they share x");
   }
   TORCH_CHECK_VALUE(total == columns, name, ": expected ", columns, " outputs in all, got ", total);
   return views;

@@ -5,7 +5,9 @@
 
 #include <string>
 
+#include "layout/element.h"
 #include "layout/kv_page.h"
+#include "layout/packed.h"
 
 namespace torch_cpullm::bindings {
 
@@ -38,7 +40,13 @@ inline void check_size(const at::Tensor& x, int64_t dim, int64_t size, const cha
                     ", got ", x.sizes());
 }
 
-// Rows of floats, contiguous: what the drivers work on. A copy only where the tensor is something else.
+inline layout::Element element_of(at::ScalarType type) {
+  return type == at::kBFloat16 ? layout::Element::bf16
+         : type == at::kHalf   ? layout::Element::f16
+                               : layout::Element::f32;
+}
+
+// Rows of floats, contiguous: what most drivers work on. A copy only where the tensor is something else.
 inline at::Tensor as_floats(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
 
 inline layout::Format parse_format(c10::string_view format) {

@@ -5,14 +5,20 @@
 #include "bindings/ops.h"
 
 TORCH_LIBRARY(torch_cpullm, m) {
-  // weight[N, K], bias[N] -> packed bytes (layout/panel.h); format: int8, bf16, f32.
-  m.def("pack(Tensor weight, Tensor? bias, str format) -> Tensor");
+  // weight[N, K], bias[N] -> packed bytes (layout/packed.h). codes: f32, bf16, int8, int4; activation: the codes' own,
+  // or int8 or bf16 for quantised ones; group: k that share a scale (0: all of a row). multiplier[K] moves a factor
+  // from the weight to x; scale[N, groups] and zero[N, groups] are used instead of round-to-nearest's own.
+  m.def(
+      "pack(Tensor weight, Tensor? bias, str codes, str activation, int group, bool asymmetric, Tensor? multiplier, "
+      "Tensor? scale, Tensor? zero) -> Tensor");
   // -> float32 weight[N, K], dequantised, without the bias.
   m.def("unpack(Tensor packed) -> Tensor");
-  // -> [N, K, format (0 f32, 1 bf16, 2 int8), has bias, layout version]
+  // -> [N, K, codes, activation, group, asymmetric, has bias, has multiplier, layout version]
   m.def("packed_info(Tensor packed) -> int[]");
   // x[..., K] -> [..., N] in x's dtype.
   m.def("linear(Tensor x, Tensor packed) -> Tensor");
+  // Rows of the packed weight, dequantised: ids[...] -> [..., K].
+  m.def("embed(Tensor ids, Tensor packed, ScalarType dtype) -> Tensor");
 
   // x[..., D] / rms(x) * (weight[D] + offset)
   m.def("rms_norm(Tensor x, Tensor weight, float eps, float offset) -> Tensor");
@@ -71,6 +77,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("unpack", ops::unpack);
   m.impl("packed_info", ops::packed_info);
   m.impl("linear", ops::linear);
+  m.impl("embed", ops::embed);
   m.impl("rms_norm", ops::rms_norm);
   m.impl("rope", ops::rope);
   m.impl("gated", ops::gated);

@@ -13,11 +13,14 @@ namespace torch_cpullm::bindings {
 using OptionalTensor = std::optional<at::Tensor>;
 
 // linear.cpp
-at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view format);
+at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view codes,
+                c10::string_view activation, int64_t group, bool asymmetric, const OptionalTensor& multiplier,
+                const OptionalTensor& scale, const OptionalTensor& zero);
 at::Tensor unpack(const at::Tensor& packed);
 std::vector<int64_t> packed_info(const at::Tensor& packed);
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed);
+at::Tensor embed(const at::Tensor& ids, const at::Tensor& packed, at::ScalarType dtype);
 
 // rowwise.cpp
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, double offset);

@@ -40,6 +40,7 @@ uint64_t detect() {
   const Registers extended = cpuid(7, 0), more = cpuid(7, 1);
   add(saves_ymm && bit(extended.ebx, 5), kAvx2);
   add(saves_ymm && bit(basic.ecx, 12), kFma);
+  add(saves_ymm && bit(basic.ecx, 29), kF16c);
   add(saves_ymm && bit(more.eax, 4), kAvxVnni);
   add(saves_zmm && bit(extended.ebx, 16), kAvx512f);
   add(saves_zmm && bit(extended.ebx, 30), kAvx512bw);
@@ -60,6 +61,7 @@ constexpr struct {
   const char* name;
 } kNames[] = {{kAvx2, "avx2"},
               {kFma, "fma"},
+              {kF16c, "f16c"},
               {kAvxVnni, "avxvnni"},
               {kAvx512f, "avx512f"},
               {kAvx512bw, "avx512bw"},

@@ -18,9 +18,10 @@ enum Feature : uint64_t {
   kAmxTile = 1u << 9,
   kAmxInt8 = 1u << 10,
   kAmxBf16 = 1u << 11,
+  kF16c = 1u << 12,
 };
 
-constexpr uint64_t kAvx2Set = kAvx2 | kFma;
+constexpr uint64_t kAvx2Set = kAvx2 | kFma | kF16c;
 constexpr uint64_t kAvx512Set = kAvx2Set | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl;
 
 // A cap on what may be used: TORCH_CPULLM_ISA=scalar|avx2|avx512, and features to leave out: "avx2,-avxvnni".

@@ -21,16 +21,27 @@ const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm
   return out;
 }
 
+layout::ConstElements floats(const float* x) { return {x, layout::Element::f32}; }
+layout::Elements floats(float* x) { return {x, layout::Element::f32}; }
+
+// This member's share of the rows, normed and then prepared. With fewer rows than members each norms the row for
+// itself and prepares its part of it: the norm of one row is cheaper than another barrier.
+void prepare_normed(const Team& team, const kernels::RowwiseKernels& kernels, const Norm& norm, const float* hidden,
+                    int64_t model, float* normed, int64_t rows, const PreparedRows& input) {
+  float* own = normed + team.rank * model;
+  const bool shared = rows < team.size;
+  const Range mine = shared ? Range{0, rows} : team.share(rows);
+  for (int64_t row = mine.begin; row < mine.end; ++row)
+    input.prepare(row, floats(apply_norm(kernels, norm, hidden + row * model, model, own)),
+                  shared ? team.share(input.blocks()) : Range{0, input.blocks()});
+}
+
 // The last projection of a block with what follows it: straight into `out` with the residual added, or, where a norm
 // stands between (sandwich norms), through a buffer.
 class Projection {
  public:
   Projection(const layout::PackedView& weight, const Norm& norm, int64_t rows, int threads)
-      : input_(weight.format, rows, weight.depth),
-        linear_(weight, rows, threads),
-        norm_(norm),
-        rows_(rows),
-        columns_(weight.columns) {}
+      : input_(weight, rows), linear_(weight, rows, threads), norm_(norm), rows_(rows), columns_(weight.columns) {}
 
   void plan(Carver& carver) {
     input_.plan(carver);
@@ -40,8 +51,8 @@ class Projection {
   const PreparedRows& input() const { return input_; }
 
   void run(const Team& team, const float* residual, float* out) {
-    if (!norm_.weight) return linear_.multiply(team, input_, {out, columns_, residual});
-    linear_.multiply(team, input_, {buffer_, columns_});
+    if (!norm_.weight) return linear_.multiply(team, input_, {floats(out), columns_, residual});
+    linear_.multiply(team, input_, {floats(buffer_), columns_});
     team.barrier();
     const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
     const Range mine = team.share(rows_);
@@ -89,7 +100,7 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
   const int64_t rows = problem.batch * problem.tokens;
   const int64_t heads_width = problem.heads * problem.pages.channels;
   const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
-  PreparedRows input(block.qkv[0].format, rows, model);
+  PreparedRows input(block.qkv[0], rows);
   LinearGroup qkv(block.qkv, rows, threads);
   Attention attention(problem, threads);
   Projection projection(block.output, block.output_norm, rows, threads);
@@ -108,19 +119,16 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
       [&] {
         runtime::parallel(threads, [&](const Team& team) {
           const Range mine = team.share(rows);
-          for (int64_t row = mine.begin; row < mine.end; ++row)
-            input.prepare(
-                row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
+          prepare_normed(team, kernels, block.input_norm, hidden, model, normed, rows, input);
           team.barrier();
-          qkv.multiply(team, input, {qkv_rows, qkv.columns()});
+          qkv.multiply(team, input, {floats(qkv_rows), qkv.columns()});
           team.barrier();
           for (int64_t row = mine.begin; row < mine.end; ++row)
             finish_qkv_row(block, kernels, row, qkv_rows + row * qkv.columns());
           team.barrier();
           attention.run(team);
           team.barrier();
-          for (int64_t row = mine.begin; row < mine.end; ++row)
-            projection.input().prepare(row, attended + row * heads_width);
+          projection.input().prepare_all(team, floats(attended));
           team.barrier();
           projection.run(team, hidden, out);
         });
@@ -132,7 +140,7 @@ namespace {
 void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
   const int64_t ffn = block.down.depth;
   const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
-  PreparedRows input(block.gate_up[0].format, rows, model);
+  PreparedRows input(block.gate_up[0], rows);
   LinearGroup gate_up(block.gate_up, rows, threads);
   Projection projection(block.down, block.output_norm, rows, threads);
   float *normed = nullptr, *gates = nullptr;
@@ -147,16 +155,14 @@ void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int6
       [&] {
         runtime::parallel(threads, [&](const Team& team) {
           const Range mine = team.share(rows);
-          for (int64_t row = mine.begin; row < mine.end; ++row)
-            input.prepare(
-                row, apply_norm(kernels, block.input_norm, hidden + row * model, model, normed + team.rank * model));
+          prepare_normed(team, kernels, block.input_norm, hidden, model, normed, rows, input);
           team.barrier();
-          gate_up.multiply(team, input, {gates, 2 * ffn});
+          gate_up.multiply(team, input, {floats(gates), 2 * ffn});
           team.barrier();
           for (int64_t row = mine.begin; row < mine.end; ++row) {
             float* gate = gates + row * 2 * ffn;
             kernels.gated(gate, gate + ffn, block.gate, ffn, gate);
-            projection.input().prepare(row, gate);
+            projection.input().prepare(row, floats(gate), {0, projection.input().blocks()});
           }
           team.barrier();
           projection.run(team, hidden, out);

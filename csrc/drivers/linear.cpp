@@ -5,91 +5,122 @@
 
 namespace torch_cpullm::drivers {
 
-using layout::ceil_div;
+using layout::Activation;
+using layout::kActBytes;
 using layout::kPanelColumns;
-using layout::kStepBytes;
-using layout::round_up;
 
-PreparedRows::PreparedRows(layout::Format format, int64_t rows, int64_t depth)
-    : format_(format),
-      depth_(depth),
-      rows_(rows),
-      stride_(round_up(depth, 64) * layout::element_bytes(format)),
-      groups_(layout::activation_groups(depth)),
-      kernels_(kernels::rowwise_kernels()) {}
+namespace {
 
-void PreparedRows::plan(runtime::Carver& carver) {
-  values_ = carver.take<uint8_t>(rows_ * stride_);
-  if (format_ != layout::Format::int8) return;
-  scale_ = carver.take<float>(rows_ * groups_);
-  sum_ = carver.take<int32_t>(rows_ * groups_);
+constexpr layout::WeightFormat kBf16{layout::Codes::bf16, Activation::bf16, false, 0};
+constexpr int64_t kExpandedBytes = 2 * layout::kStrips * layout::strip_bytes(kBf16, layout::block_depth(kBf16.codes));
+
+int64_t act_depth(Activation activation) {
+  return activation == Activation::f32 ? 64 : activation == Activation::bf16 ? 128 : 256;
 }
 
-void PreparedRows::prepare(int64_t row, const float* x) const {
-  uint8_t* out = values_ + row * stride_;
-  switch (format_) {
-    case layout::Format::f32:
-      std::memcpy(out, x, static_cast<size_t>(depth_) * sizeof(float));
-      break;
-    case layout::Format::bf16:
-      kernels_.to_bf16(x, depth_, reinterpret_cast<uint16_t*>(out));
-      break;
-    case layout::Format::int8:
-      kernels_.quantize_s8(x, depth_, reinterpret_cast<int8_t*>(out), scale_ + row * groups_, sum_ + row * groups_);
-      break;
+}  // namespace
+
+PreparedRows::PreparedRows(const layout::PackedView& weight, int64_t rows)
+    : multiplier_(weight.multiplier),
+      activation_(weight.format.activation),
+      depth_(weight.depth),
+      rows_(rows),
+      blocks_(layout::ceil_div(weight.padded, act_depth(activation_))),
+      sums_(weight.format.group ? layout::kActivationGroup / weight.format.group : 1) {
+  const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
+  fn_ = activation_ == Activation::f32    ? kernels.act_f32
+        : activation_ == Activation::bf16 ? kernels.act_bf16
+                                          : kernels.act_s8;
+}
+
+void PreparedRows::plan(runtime::Carver& carver) {
+  values_ = carver.take<uint8_t>(blocks_ * rows_ * kActBytes);
+  // Also where they are not used: a pointer that may be moved costs less than one that may be null.
+  scale_ = carver.take<float>(blocks_ * rows_);
+  sum_ = carver.take<int32_t>(blocks_ * rows_ * sums_);
+}
+
+void PreparedRows::prepare(int64_t row, layout::ConstElements x, runtime::Range share) const {
+  const int64_t each = act_depth(activation_), first = share.begin * each, at = share.begin * rows_ + row;
+  const int64_t width = std::min(depth_, share.end * each) - first;
+  if (width <= 0) return;
+  fn_(x.from(first), multiplier_ ? multiplier_ + first : nullptr, width,
+      {values_ + at * kActBytes, rows_, scale_ + at, sum_ + at * sums_, sums_});
+}
+
+void PreparedRows::prepare_all(const runtime::Team& team, layout::ConstElements x) const {
+  if (rows_ >= team.size) {
+    const runtime::Range mine = team.share(rows_);
+    for (int64_t row = mine.begin; row < mine.end; ++row) prepare(row, x.from(row * depth_), {0, blocks_});
+    return;
   }
+  for (int64_t row = 0; row < rows_; ++row) prepare(row, x.from(row * depth_), team.share(blocks_));
 }
 
 Linear::Linear(const layout::PackedView& weight, int64_t rows, int threads)
-    : weight_(weight), kernel_(kernels::linear_kernel(weight.format)), rows_(rows), threads_(threads) {}
+    : weight_(weight),
+      expands_(is_quantized(weight.format.codes) && weight.format.activation == Activation::bf16),
+      kernel_(kernels::linear_kernel(expands_ ? kBf16 : weight.format)),
+      expand_(expands_ ? kernels::expand_kernel() : nullptr),
+      finish_(kernels::finish_kernel()),
+      rows_(rows),
+      threads_(threads) {}
 
 void Linear::plan(runtime::Carver& carver) {
   sums_ = carver.take<float>(threads_ * std::min(rows_, kBlockRows) * kPanelColumns);
+  if (expands_) bf16_ = carver.take<uint8_t>(threads_ * kExpandedBytes);
 }
 
-void Linear::multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, float* sums,
+// Block by block: 16 KiB of bf16 for each 128 k, multiplied while they are in L1.
+void Linear::multiply_expanded(kernels::LinearPanel tile, uint8_t* bf16) const {
+  const uint8_t *act = tile.act, *panel = tile.weight;
+  tile.weight = bf16;
+  tile.format = kBf16;
+  for (int64_t b = 0; b < layout::block_count(weight_.format, weight_.padded); ++b) {
+    const layout::BlockPlace place = layout::block_place(weight_.format, weight_.padded, b);
+    expand_(panel + place.offset, weight_.format, place.depth, bf16);
+    tile.act = act + 2 * b * tile.act_rows * kActBytes;
+    tile.padded = place.depth;
+    kernel_(tile);
+  }
+}
+
+void Linear::multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
                             const Destination& to) const {
-  const uint8_t* steps = weight_.panels + panel * weight_.steps * kStepBytes;
+  float* sums = sums_ + rank * std::min(rows_, kBlockRows) * kPanelColumns;
   std::memset(sums, 0, static_cast<size_t>(rows * kPanelColumns) * sizeof(float));
-  // One row passes over the panel once, whatever the cut; with several, the run of steps stays in cache for all tiles.
-  const int64_t run = rows <= kernel_.tile_rows ? weight_.steps : kBlockSteps;
-  for (int64_t step = 0; step < weight_.steps; step += run) {
-    const int64_t group = step / kernels::kStepsPerGroup;
-    for (int64_t r = 0; r < rows; r += kernel_.tile_rows) {
-      const int64_t row = first_row + r;
-      kernel_.fn({x.values_ + row * x.stride_ + step * 4, x.stride_,
-                  x.scale_ ? x.scale_ + row * x.groups_ + group : nullptr,
-                  x.sum_ ? x.sum_ + row * x.groups_ + group : nullptr, x.groups_, steps + step * kStepBytes,
-                  std::min(run, weight_.steps - step), sums + r * kPanelColumns, kPanelColumns,
-                  static_cast<int>(std::min<int64_t>(kernel_.tile_rows, rows - r))});
-    }
+  const kernels::LinearPanel tile{x.values_ + first_row * kActBytes,
+                                  x.scale_ + first_row,
+                                  x.sum_ + first_row * x.sums_,
+                                  x.rows_,
+                                  weight_.panel(panel),
+                                  weight_.format,
+                                  weight_.padded,
+                                  sums,
+                                  rows};
+  if (expands_) {
+    multiply_expanded(tile, bf16_ + rank * kExpandedBytes);
+  } else {
+    kernel_(tile);
   }
-  const int64_t first = panel * kPanelColumns, width = std::min(kPanelColumns, weight_.columns - first);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (first_row + r) * to.stride + first;
-    for (int64_t n = 0; n < width; ++n) {
-      float value = sums[r * kPanelColumns + n];
-      if (weight_.scale) value *= weight_.scale[first + n];
-      if (weight_.bias) value += weight_.bias[first + n];
-      if (to.add) value += to.add[at + n];
-      to.out[at + n] = value;
-    }
-  }
+  const int64_t first = panel * kPanelColumns, at = first_row * to.stride + first;
+  finish_({sums, weight_.column_scale ? weight_.column_scale + first : nullptr,
+           weight_.bias ? weight_.bias + first : nullptr, to.add ? to.add + at : nullptr, to.out.from(at), to.stride,
+           rows, std::min(kPanelColumns, weight_.columns - first)});
 }
 
 void Linear::multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to) {
-  float* sums = sums_ + team.rank * std::min(rows_, kBlockRows) * kPanelColumns;
   const int64_t panels = layout::panel_count(weight_.columns);
   if (rows_ <= kBlockRows) {
     // Each member reads its panels as one contiguous stream: decode lives from that.
     const runtime::Range mine = team.share(panels);
-    for (int64_t panel = mine.begin; panel < mine.end; ++panel) multiply_panel(panel, 0, rows_, x, sums, to);
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel) multiply_panel(panel, 0, rows_, x, team.rank, to);
     return;
   }
-  const int64_t blocks = ceil_div(rows_, kBlockRows);
+  const int64_t blocks = layout::ceil_div(rows_, kBlockRows);
   for (int64_t task = counter_.take(); task < panels * blocks; task = counter_.take()) {
     const int64_t first_row = task % blocks * kBlockRows;
-    multiply_panel(task / blocks, first_row, std::min(kBlockRows, rows_ - first_row), x, sums, to);
+    multiply_panel(task / blocks, first_row, std::min(kBlockRows, rows_ - first_row), x, team.rank, to);
   }
 }
 
@@ -109,12 +140,13 @@ void LinearGroup::plan(runtime::Carver& carver) {
 void LinearGroup::multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to) {
   for (size_t i = 0; i < members_.size(); ++i) {
     const int64_t offset = offsets_[i];
-    members_[i].multiply(team, x, {to.out + offset, to.stride, to.add ? to.add + offset : nullptr});
+    members_[i].multiply(team, x, {to.out.from(offset), to.stride, to.add ? to.add + offset : nullptr});
   }
 }
 
-void run_linear(const layout::PackedView& weight, const float* x, int64_t rows, float* y, int threads) {
-  PreparedRows prepared(weight.format, rows, weight.depth);
+void run_linear(const layout::PackedView& weight, layout::ConstElements x, int64_t rows, layout::Elements y,
+                int threads) {
+  PreparedRows prepared(weight, rows);
   Linear linear(weight, rows, threads);
   runtime::with_scratch(
       [&](runtime::Carver& carver) {
@@ -123,8 +155,7 @@ void run_linear(const layout::PackedView& weight, const float* x, int64_t rows, 
       },
       [&] {
         runtime::parallel(threads, [&](const runtime::Team& team) {
-          const runtime::Range mine = team.share(rows);
-          for (int64_t row = mine.begin; row < mine.end; ++row) prepared.prepare(row, x + row * weight.depth);
+          prepared.prepare_all(team, x);
           team.barrier();
           linear.multiply(team, prepared, {y, weight.columns});
         });

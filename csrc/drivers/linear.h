@@ -4,37 +4,43 @@
 //   (barrier)
 //   multiply  panels are shared out: every member multiplies all rows with its panels
 //
-// Cut of multiply: panels x blocks of kBlockRows rows; inside, K in runs of kBlockSteps steps, so that 32 KiB of panel
-// stay in L1/L2 while the rows pass. Sums leave the registers at run borders only; that changes no bit (linear.h).
+// Cut of multiply: panels x blocks of kBlockRows rows. What happens inside is the kernel's (kernels/linear/linear.h).
+// Prepared rows lie in blocks of K, rows of a block side by side: with whole rows side by side, a K that is a multiple
+// of 4096 puts the rows of a tile into one set of the L1, and 16 rows took twice the time.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "kernels/linear/linear.h"
 #include "kernels/rowwise/rowwise.h"
+#include "layout/packed.h"
 #include "runtime/parallel.h"
 #include "runtime/scratch.h"
 
 namespace torch_cpullm::drivers {
 
-// 120 rows = 20 tiles of 6: their 64-column sums are 30 KiB, and each byte of panel is used 20 times per load.
+// 120 rows = 20 tiles of 6: their 64-column sums are 30 KiB, and each byte of a block is used 20 times per load.
 constexpr int64_t kBlockRows = 120;
-// 128 steps = 32 KiB of panel, two thirds of a 48 KiB L1; a multiple of the steps of an activation group.
-constexpr int64_t kBlockSteps = 128;
-static_assert(kBlockSteps % kernels::kStepsPerGroup == 0);
 
-// The rows of one operand in the form a packed format wants. Several weights of that format and depth may share it.
+// The rows of one operand in the form a packed weight wants. Weights with the same_input() may share it.
 class PreparedRows {
  public:
-  PreparedRows(layout::Format format, int64_t rows, int64_t depth);
+  PreparedRows(const layout::PackedView& weight, int64_t rows);
   void plan(runtime::Carver& carver);
-  void prepare(int64_t row, const float* x) const;
+  int64_t blocks() const { return blocks_; }
+  // Blocks `share` of one row: several members of a team may prepare one row together.
+  void prepare(int64_t row, layout::ConstElements x, runtime::Range share) const;
+  // This member's share of all rows, row r being x.from(r * depth).
+  void prepare_all(const runtime::Team& team, layout::ConstElements x) const;
 
  private:
   friend class Linear;
-  layout::Format format_;
-  int64_t depth_, rows_, stride_, groups_;
-  const kernels::RowwiseKernels& kernels_;
+  using PrepareFn = void (*)(layout::ConstElements, const float*, int64_t, const kernels::ActRow&);
+
+  const float* multiplier_;
+  layout::Activation activation_;
+  int64_t depth_, rows_, blocks_, sums_;
+  PrepareFn fn_;
   uint8_t* values_ = nullptr;
   float* scale_ = nullptr;
   int32_t* sum_ = nullptr;
@@ -42,7 +48,7 @@ class PreparedRows {
 
 // Where a product goes: out[row * stride + n] = product (+ add[row * stride + n]).
 struct Destination {
-  float* out;
+  layout::Elements out;
   int64_t stride;
   const float* add = nullptr;
 };
@@ -54,14 +60,19 @@ class Linear {
   void multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to);
 
  private:
-  void multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, float* sums,
+  void multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
                       const Destination& to) const;
+  void multiply_expanded(kernels::LinearPanel tile, uint8_t* bf16) const;
 
   layout::PackedView weight_;
-  kernels::LinearKernel kernel_;
+  bool expands_;  // a quantised weight with bf16 activations
+  kernels::LinearFn kernel_;
+  kernels::ExpandFn expand_;
+  kernels::FinishFn finish_;
   int64_t rows_;
   int threads_;
-  float* sums_ = nullptr;  // [threads][kBlockRows][64]
+  float* sums_ = nullptr;    // [threads][kBlockRows][64]
+  uint8_t* bf16_ = nullptr;  // [threads][32 KiB]: one block of 256 k
   runtime::TaskCounter counter_;
 };
 
@@ -79,7 +90,8 @@ class LinearGroup {
   int64_t columns_ = 0;
 };
 
-// The whole op: x and y are rows of floats.
-void run_linear(const layout::PackedView& weight, const float* x, int64_t rows, float* y, int threads);
+// The whole op: x and y are contiguous rows.
+void run_linear(const layout::PackedView& weight, layout::ConstElements x, int64_t rows, layout::Elements y,
+                int threads);
 
 }  // namespace torch_cpullm::drivers

@@ -1,5 +1,5 @@
-// Sixteen lanes as two ymm registers. Include after the file's own includes: the rest of the file is compiled for AVX2
-// and FMA, and nothing outside it (no -m flags: inline functions of other headers stay baseline code).
+// Sixteen lanes as two ymm registers. Include after the file's own includes: the rest of the file is compiled for AVX2,
+// FMA and F16C, and nothing outside it (no -m flags: inline functions of other headers stay baseline code).
 // TORCH_CPULLM_AVXVNNI, defined before the include, adds the 256-bit vpdpbusd.
 #pragma once
 #include <immintrin.h>
@@ -8,20 +8,28 @@
 #include <cstdint>
 #include <cstring>
 
+#include "layout/float16.h"
+
 #ifdef TORCH_CPULLM_AVXVNNI
 #define TORCH_CPULLM_LANES "avxvnni"
-#define TORCH_CPULLM_TARGET "avx2,fma,avxvnni"
+#define TORCH_CPULLM_TARGET "avx2,fma,f16c,avxvnni"
 #else
 #define TORCH_CPULLM_LANES "avx2"
-#define TORCH_CPULLM_TARGET "avx2,fma"
+#define TORCH_CPULLM_TARGET "avx2,fma,f16c"
 #endif
 #include "isa/region.h"
 
 namespace torch_cpullm {
 namespace {
 
-// 16 ymm registers: 64 columns are 8 accumulators, so one row leaves 8 for weights and the broadcast; two would spill.
-constexpr int kLinearTileRows = 1;
+// 16 ymm registers: 6 rows x 16 columns = 12 accumulators + 2 weights + 1 broadcast. With groups each sum has a second
+// register: 3 rows = 6 + 6 + 2 + 1. Plain AVX2 takes two more for its int8 product, and the compiler some from the
+// stack.
+constexpr int kLinearStreamRows = 6;
+constexpr int kLinearGroupRows = 3;
+constexpr int kLinearWideRows = 0;  // 0: none
+constexpr int kLinearWideGroupRows = 0;
+constexpr int kLinearWideFrom = 0;
 // 32 tokens are 4 ymm: 2 rows = 8 accumulators + 4 keys + 1 broadcast.
 constexpr int kScoreTileRows = 2;
 constexpr int kValueTileRows = 1;
@@ -104,7 +112,17 @@ inline float reduce_max(f32x16 a) {
 }
 
 inline i32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline i32x16 add(i32x16 a, i32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline i32x16 shift_left(i32x16 a, int bits) { return {_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)}; }
+inline int32_t reduce_add(i32x16 a) {
+  const __m256i eight = _mm256_add_epi32(a.lo, a.hi);
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+inline i32x16 mul_i16(i32x16 a, i32x16 b) { return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)}; }
 inline f32x16 to_f32(i32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+inline i32x16 to_i32(f32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
 
 inline f32x16 load_as_f32(const float* p) { return load_f32(p); }
 inline f32x16 load_as_f32(const uint16_t* bf16) {
@@ -131,21 +149,47 @@ inline void store_bf16(uint16_t* p, f32x16 a) {
   const __m256i packed = _mm256_packus_epi32(bf16_bits(a.lo), bf16_bits(a.hi));  // interleaves 128-bit halves
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
-inline int32_t store_s8(int8_t* p, f32x16 a) {
-  const __m256i lo = _mm256_cvtps_epi32(a.lo), hi = _mm256_cvtps_epi32(a.hi);
-  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+inline void store_s8(int8_t* p, i32x16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
   const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
-  const __m256i eight = _mm256_add_epi32(lo, hi);
-  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+inline f32x16 load_as_f32(const layout::float16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
+}
+inline void store_f16(layout::float16* p, f32x16 a) {
+  auto* halves = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(halves, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+inline i32x16 load_as_i32(const uint8_t* p) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+}
+
+struct u8x64 {
+  __m256i lo, hi;
+};
+inline u8x64 load_u8(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+inline u8x64 low_nibbles(u8x64 a) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
+inline u8x64 high_nibbles(u8x64 a) { return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)}); }
+inline i32x16 byte_of(u8x64 a, int j) {
+  const __m256i mask = _mm256_set1_epi32(255);
+  return {_mm256_and_si256(_mm256_srli_epi32(a.lo, 8 * j), mask),
+          _mm256_and_si256(_mm256_srli_epi32(a.hi, 8 * j), mask)};
 }
 
 #ifdef TORCH_CPULLM_AVXVNNI
-constexpr int32_t kDot4Offset = 128;
+inline i32x16 dot4_start(i32x16 minus_act_sum) { return shift_left(minus_act_sum, 7); }
 #else
-constexpr int32_t kDot4Offset = 0;  // taken off inside
+inline i32x16 dot4_start(i32x16) { return set1_i32(0); }  // the 128 is taken off inside
 #endif
 inline __m256i dot4(__m256i acc, __m256i weight_u8, __m256i activation_s8) {
 #ifdef TORCH_CPULLM_AVXVNNI
@@ -159,21 +203,43 @@ inline __m256i dot4(__m256i acc, __m256i weight_u8, __m256i activation_s8) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 #endif
 }
-inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
-  const __m256i a = _mm256_set1_epi32(activation);
-  return {dot4(acc.lo, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)), a),
-          dot4(acc.hi, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 32)), a)};
+inline i32x16 dot4(i32x16 acc, u8x64 weight, i32x16 four) {
+  return {dot4(acc.lo, weight.lo, four.lo), dot4(acc.hi, weight.hi, four.hi)};
 }
-inline __m256 dot2(__m256 acc, __m256i weight_pairs, __m256 even, __m256 odd) {
-  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(weight_pairs, 16)), even, acc);
-  const __m256i high = _mm256_and_si256(weight_pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u)));
-  return _mm256_fmadd_ps(_mm256_castsi256_ps(high), odd, acc);
+inline __m256i dot4_small(__m256i acc, __m256i weight_u8, __m256i activation_s8) {
+#ifdef TORCH_CPULLM_AVXVNNI
+  return _mm256_dpbusd_avx_epi32(acc, weight_u8, activation_s8);
+#else
+  const __m256i pairs = _mm256_maddubs_epi16(weight_u8, activation_s8);  // 15 * 127 * 2 = 3810: far from 16 bits
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
-inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
-  const __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(activation << 16)));
-  const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(activation & 0xffff0000u)));
-  return {dot2(acc.lo, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight)), even, odd),
-          dot2(acc.hi, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weight + 16)), even, odd)};
+inline i32x16 dot4_small(i32x16 acc, u8x64 weight, i32x16 four) {
+  return {dot4_small(acc.lo, weight.lo, four.lo), dot4_small(acc.hi, weight.hi, four.hi)};
+}
+
+struct bf16x32 {
+  __m256i lo, hi;
+};
+inline bf16x32 load_bf16(const uint8_t* p) {
+  const u8x64 bytes = load_u8(p);
+  return {bytes.lo, bytes.hi};
+}
+inline void store_bf16_pairs(uint8_t* p, f32x16 even, f32x16 odd) {
+  const __m256i lo = _mm256_or_si256(bf16_bits(even.lo), _mm256_slli_epi32(bf16_bits(odd.lo), 16));
+  const __m256i hi = _mm256_or_si256(bf16_bits(even.hi), _mm256_slli_epi32(bf16_bits(odd.hi), 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lo);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), hi);
+}
+inline __m256 dot2(__m256 acc, __m256i weight_pairs, __m256i pair) {
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(weight_pairs, 16)),
+                        _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)), acc);
+  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(weight_pairs, high)),
+                         _mm256_castsi256_ps(_mm256_and_si256(pair, high)), acc);
+}
+inline f32x16 dot2(f32x16 acc, bf16x32 weight, i32x16 pair) {
+  return {dot2(acc.lo, weight.lo, pair.lo), dot2(acc.hi, weight.hi, pair.hi)};
 }
 
 }  // namespace

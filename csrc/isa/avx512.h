@@ -13,7 +13,9 @@
 #include <cstdint>
 #include <cstring>
 
-#define TORCH_CPULLM_AVX512_BASE "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+#include "layout/float16.h"
+
+#define TORCH_CPULLM_AVX512_BASE "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 #if defined(TORCH_CPULLM_AVX512VNNI)
 #define TORCH_CPULLM_LANES "avx512vnni"
 #define TORCH_CPULLM_TARGET TORCH_CPULLM_AVX512_BASE ",avx512vnni"
@@ -29,8 +31,14 @@
 namespace torch_cpullm {
 namespace {
 
-// 32 zmm registers: 6 rows x 64 columns = 24 accumulators + 4 weights + 1 broadcast, leaving 3.
-constexpr int kLinearTileRows = 6;
+// 32 zmm registers. Streaming: 24 rows x 16 columns = 24 accumulators + 1 weight + 1 broadcast. Grouped: 12 rows, 12 +
+// 12 accumulators + 2 nibbles + scale + broadcast. Wide, for many rows: 12 x 32 columns = 24 sums + 2 weights + 1
+// broadcast: 14 loads for 24 products; grouped 6 x 32.
+constexpr int kLinearStreamRows = 16;
+constexpr int kLinearGroupRows = 12;
+constexpr int kLinearWideRows = 12;
+constexpr int kLinearWideGroupRows = 6;
+constexpr int kLinearWideFrom = 17;  // rows; measured, kernels/linear/README.md
 // 12 rows x 32 tokens = 24 accumulators + 2 keys + 1 broadcast, leaving 5.
 constexpr int kScoreTileRows = 12;
 // 6 rows x 64 channels = 24 accumulators + 4 values + 1 broadcast, leaving 3.
@@ -84,7 +92,12 @@ inline float reduce_max(f32x16 a) {
 }
 
 inline i32x16 set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
+inline i32x16 add(i32x16 a, i32x16 b) { return _mm512_add_epi32(a, b); }
+inline i32x16 shift_left(i32x16 a, int bits) { return _mm512_slli_epi32(a, static_cast<unsigned>(bits)); }
+inline int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a); }
+inline i32x16 mul_i16(i32x16 a, i32x16 b) { return _mm512_mullo_epi32(a, b); }
 inline f32x16 to_f32(i32x16 a) { return _mm512_cvtepi32_ps(a); }
+inline i32x16 to_i32(f32x16 a) { return _mm512_cvtps_epi32(a); }
 
 inline f32x16 load_as_f32(const float* p) { return _mm512_loadu_ps(p); }
 inline f32x16 load_as_f32(const uint16_t* bf16) {
@@ -95,43 +108,63 @@ inline f32x16 load_as_f32(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+inline f32x16 load_as_f32(const layout::float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_f16(layout::float16* p, f32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+inline i32x16 load_as_i32(const uint8_t* p) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
 // By hand and not with vcvtneps2bf16: that one flushes denormals, and needs another feature.
-inline void store_bf16(uint16_t* p, f32x16 a) {
+inline __m512i bf16_bits(f32x16 a) {
   const __m512i bits = _mm512_castps_si512(a);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-  const __m512i chosen = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), rounded, quiet);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+  return _mm512_srli_epi32(_mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), rounded, quiet), 16);
 }
-inline int32_t store_s8(int8_t* p, f32x16 a) {
-  const __m512i codes = _mm512_cvtps_epi32(a);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(codes));
-  return _mm512_reduce_add_epi32(codes);
+inline void store_bf16(uint16_t* p, f32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
+}
+inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a)); }
+
+using u8x64 = __m512i;
+inline u8x64 load_u8(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline u8x64 low_nibbles(u8x64 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+inline u8x64 high_nibbles(u8x64 a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }
+inline i32x16 byte_of(u8x64 a, int j) {
+  return _mm512_and_si512(_mm512_srli_epi32(a, static_cast<unsigned>(8 * j)), _mm512_set1_epi32(255));
 }
 
 // Both dot products in assembly: for the intrinsics GCC 12 copies the accumulator before and after every instruction
 // and spills a 6 x 4 tile (67 moves and 56 stack accesses in the inner loop; with "+v" none).
-constexpr int32_t kDot4Offset = 128;
+inline i32x16 dot4_start(i32x16 minus_act_sum) { return shift_left(minus_act_sum, 7); }
 #ifdef TORCH_CPULLM_AVX512VNNI
-inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
-  const __m512i w = _mm512_loadu_si512(weight), a = _mm512_set1_epi32(activation);
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a));
+inline i32x16 dot4(i32x16 acc, u8x64 weight, i32x16 four) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(weight), "v"(four));
   return acc;
 }
+inline i32x16 dot4_small(i32x16 acc, u8x64 weight, i32x16 four) { return dot4(acc, weight, four); }
 #endif
-inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
-  const __m512i pairs = _mm512_loadu_si512(weight);
+
+using bf16x32 = __m512i;
+inline bf16x32 load_bf16(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_bf16_pairs(uint8_t* p, f32x16 even, f32x16 odd) {
+  _mm512_storeu_si512(p, _mm512_or_si512(bf16_bits(even), _mm512_slli_epi32(bf16_bits(odd), 16)));
+}
+inline f32x16 dot2(f32x16 acc, bf16x32 weight, i32x16 pair) {
 #ifdef TORCH_CPULLM_AVX512BF16
-  const __m512i a = _mm512_set1_epi32(static_cast<int>(activation));
-  __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(pairs), "v"(a));
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(weight), "v"(pair));
   return acc;
 #else
-  const __m512 even = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(activation << 16)));
-  const __m512 odd = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(activation & 0xffff0000u)));
-  acc = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), even, acc);
-  const __m512i high = _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-  return _mm512_fmadd_ps(_mm512_castsi512_ps(high), odd, acc);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  acc = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(weight, 16)),
+                        _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), acc);
+  return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(weight, high)),
+                         _mm512_castsi512_ps(_mm512_and_si512(pair, high)), acc);
 #endif
 }
 

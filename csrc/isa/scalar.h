@@ -8,13 +8,19 @@
 #include <cstdint>
 #include <cstring>
 
+#include "layout/float16.h"
+
 #define TORCH_CPULLM_LANES "scalar"
 
 namespace torch_cpullm {
 namespace {
 
 // Rows a register tile may hold. One: a scalar tile gains nothing from more.
-constexpr int kLinearTileRows = 1;
+constexpr int kLinearStreamRows = 1;
+constexpr int kLinearGroupRows = 1;
+constexpr int kLinearWideRows = 0;  // 0: none
+constexpr int kLinearWideGroupRows = 0;
+constexpr int kLinearWideFrom = 0;
 constexpr int kScoreTileRows = 1;
 constexpr int kValueTileRows = 1;
 
@@ -110,13 +116,36 @@ inline float reduce_max(f32x16 a) {
   return a.v[0];
 }
 
-inline i32x16 set1_i32(int32_t x) {
+template <class Fn>
+inline i32x16 each_int(Fn fn) {
   i32x16 out;
-  for (int32_t& lane : out.v) lane = x;
+  for (int i = 0; i < 16; ++i) out.v[i] = fn(i);
   return out;
+}
+inline i32x16 set1_i32(int32_t x) {
+  return each_int([&](int) { return x; });
+}
+inline i32x16 add(i32x16 a, i32x16 b) {
+  return each_int([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline int32_t reduce_add(i32x16 a) {
+  int32_t sum = 0;
+  for (int32_t lane : a.v) sum += lane;
+  return sum;
+}
+inline i32x16 shift_left(i32x16 a, int bits) {
+  return each_int([&](int i) { return a.v[i] * (1 << bits); });
+}
+// a * b for lanes in int16.
+inline i32x16 mul_i16(i32x16 a, i32x16 b) {
+  return each_int([&](int i) { return a.v[i] * b.v[i]; });
 }
 inline f32x16 to_f32(i32x16 a) {
   return each_lane([&](int i) { return static_cast<float>(a.v[i]); });
+}
+// Rounded to the nearest integer, ties to even; lanes that fit int32.
+inline i32x16 to_i32(f32x16 a) {
+  return each_int([&](int i) { return static_cast<int32_t>(std::nearbyint(a.v[i])); });
 }
 
 // Sixteen stored elements as float.
@@ -143,34 +172,86 @@ inline uint16_t bf16_bits(float x) {
 inline void store_bf16(uint16_t* p, f32x16 a) {
   for (int i = 0; i < 16; ++i) p[i] = bf16_bits(a.v[i]);
 }
-// Integral lanes in [-127, 127], as signed bytes; returns their sum.
-inline int32_t store_s8(int8_t* p, f32x16 a) {
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum += p[i] = static_cast<int8_t>(a.v[i]);
-  return sum;
+// Lanes in [-128, 127], as signed bytes.
+inline void store_s8(int8_t* p, i32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
+inline f32x16 load_as_f32(const layout::float16* p) {
+  return each_lane([&](int i) { return layout::to_float(p[i]); });
+}
+inline void store_f16(layout::float16* p, f32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = layout::to_float16(a.v[i]);
+}
+inline i32x16 load_as_i32(const uint8_t* p) {
+  return each_int([&](int i) { return static_cast<int32_t>(p[i]); });
 }
 
-// What dot4 leaves to be subtracted, times the sum of activations: the 128 that stored weights are above their codes.
-constexpr int32_t kDot4Offset = 128;
-// acc[n] += sum over 4 k of (unsigned weight[n][k]) * (signed activation[k]); weight: 16 columns x 4 k.
-inline i32x16 dot4(i32x16 acc, const uint8_t* weight, int32_t activation) {
+// 64 unsigned bytes: 16 columns x 4 k of a weight line.
+struct u8x64 {
+  uint8_t v[64];
+};
+inline u8x64 load_u8(const uint8_t* p) {
+  u8x64 out;
+  std::memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+inline u8x64 low_nibbles(u8x64 a) {
+  for (uint8_t& byte : a.v) byte &= 15;
+  return a;
+}
+inline u8x64 high_nibbles(u8x64 a) {
+  for (uint8_t& byte : a.v) byte >>= 4;
+  return a;
+}
+// Byte j of each column's four.
+inline i32x16 byte_of(u8x64 a, int j) {
+  return each_int([&](int i) { return static_cast<int32_t>(a.v[4 * i + j]); });
+}
+
+// What dot4 leaves to be subtracted: the 128 that stored weights are above their codes, times the activations.
+inline i32x16 dot4_start(i32x16 minus_act_sum) { return shift_left(minus_act_sum, 7); }
+// acc[n] += sum over 4 k of (unsigned weight[n][k]) * (signed activation[k]); `four` holds the activations, in each
+// lane.
+inline i32x16 dot4(i32x16 acc, u8x64 weight, i32x16 four) {
   int8_t a[4];
-  std::memcpy(a, &activation, sizeof a);
+  std::memcpy(a, four.v, sizeof a);
   for (int n = 0; n < 16; ++n)
-    for (int k = 0; k < 4; ++k) acc.v[n] += static_cast<int32_t>(weight[4 * n + k]) * a[k];
+    for (int k = 0; k < 4; ++k) acc.v[n] += static_cast<int32_t>(weight.v[4 * n + k]) * a[k];
   return acc;
 }
-// acc[n] += weight[n][0] * activation[0] + weight[n][1] * activation[1], in bf16 pairs; two fused steps.
-inline f32x16 dot2(f32x16 acc, const uint16_t* weight, uint32_t activation) {
+// The same for weights below 16, without an offset.
+inline i32x16 dot4_small(i32x16 acc, u8x64 weight, i32x16 four) { return dot4(acc, weight, four); }
+
+// 16 columns x 2 k of bf16.
+struct bf16x32 {
+  uint16_t v[32];
+};
+inline bf16x32 load_bf16(const uint8_t* p) {
+  bf16x32 out;
+  std::memcpy(out.v, p, sizeof out.v);
+  return out;
+}
+// Stores the pair (even[n], odd[n]) of each column, rounded to bf16.
+inline void store_bf16_pairs(uint8_t* p, f32x16 even, f32x16 odd) {
+  bf16x32 out;
+  for (int n = 0; n < 16; ++n) {
+    out.v[2 * n] = bf16_bits(even.v[n]);
+    out.v[2 * n + 1] = bf16_bits(odd.v[n]);
+  }
+  std::memcpy(p, out.v, sizeof out.v);
+}
+// acc[n] += weight[n][0] * activation[0] + weight[n][1] * activation[1]; `pair` holds the two, in each lane. Two fused
+// steps.
+inline f32x16 dot2(f32x16 acc, bf16x32 weight, i32x16 pair) {
   const auto widen = [](uint32_t bits) {
     float out;
     std::memcpy(&out, &bits, sizeof out);
     return out;
   };
+  const auto two = static_cast<uint32_t>(pair.v[0]);
   for (int n = 0; n < 16; ++n) {
-    acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight[2 * n]) << 16), widen(activation << 16), acc.v[n]);
-    acc.v[n] =
-        std::fma(widen(static_cast<uint32_t>(weight[2 * n + 1]) << 16), widen(activation & 0xffff0000u), acc.v[n]);
+    acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight.v[2 * n]) << 16), widen(two << 16), acc.v[n]);
+    acc.v[n] = std::fma(widen(static_cast<uint32_t>(weight.v[2 * n + 1]) << 16), widen(two & 0xffff0000u), acc.v[n]);
   }
   return acc;
 }

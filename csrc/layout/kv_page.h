@@ -22,6 +22,10 @@
 
 namespace torch_cpullm::layout {
 
+enum class Format : uint32_t { f32 = 0, bf16 = 1, int8 = 2 };
+
+constexpr int64_t element_bytes(Format format) { return format == Format::int8 ? 1 : format == Format::bf16 ? 2 : 4; }
+
 constexpr int64_t kPageTokens = 32;
 // Sums over tokens are taken per chunk of pages and then in chunk order, so that the work may be split between threads
 // at chunk borders without changing a bit. 8 pages: 256 tokens keep two threads busy from 512 tokens on.

@@ -1,11 +1,13 @@
 // Working memory of one op call, carved from a block that each calling thread keeps between calls: a decode step
-// allocates nothing. Blocks above kKeepBytes are given back after the call: 128 MiB hold a prefill of 512 rows of the
-// largest models, whose pages would otherwise be mapped and zeroed again in every layer.
+// allocates nothing. Blocks above kKeepBytes are given back after the call: 128 MiB hold a prefill of 512 rows of
+// models up to 24 k inner features, whose pages would otherwise be mapped and zeroed again in every layer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+
+#include "runtime/huge_pages.h"
 
 namespace torch_cpullm::runtime {
 
@@ -28,6 +30,7 @@ class Scratch {
     const size_t rounded = (bytes + 4095) / 4096 * 4096;
     block_ = static_cast<std::byte*>(std::aligned_alloc(4096, rounded));
     if (!block_) throw std::bad_alloc();
+    advise_huge_pages(block_, rounded);
     size_ = rounded;
   }
   void trim() {

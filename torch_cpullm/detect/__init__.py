@@ -1,8 +1,10 @@
 """model -> Structure: what is there, found by structure and by computing, never by a model's name."""
 
 from torch_cpullm.detect.detect import detect
+from torch_cpullm.detect.layers import find_candidates
 from torch_cpullm.detect.structure import (
     AttentionStructure,
+    EmbeddingStructure,
     Finding,
     LayerStructure,
     LinearStructure,
@@ -12,10 +14,12 @@ from torch_cpullm.detect.structure import (
 
 __all__ = [
     "AttentionStructure",
+    "EmbeddingStructure",
     "Finding",
     "LayerStructure",
     "LinearStructure",
     "MlpStructure",
     "Structure",
     "detect",
+    "find_candidates",
 ]

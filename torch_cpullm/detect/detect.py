@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from torch_cpullm.detect.layers import Mismatch, find_candidates, match_layer
-from torch_cpullm.detect.structure import Dtype, Finding, LayerStructure, LinearStructure, Structure
+from torch_cpullm.detect.structure import (
+    Dtype,
+    EmbeddingStructure,
+    Finding,
+    LayerStructure,
+    LinearStructure,
+    Structure,
+)
 
 # A linear layer with fewer outputs is a router or a gate: a few rows that decide much and cost nothing.
 _FEWEST_OUTPUTS = 32
@@ -62,6 +69,22 @@ def _find_linears(model: nn.Module) -> tuple[list[LinearStructure], list[Finding
     return linears, findings
 
 
+def _find_token_embeddings(model: nn.Module) -> list[EmbeddingStructure]:
+    """The model's input embeddings, if they are a plain table; position tables stay, they are small."""
+    find = getattr(model, "get_input_embeddings", None)
+    try:
+        table = find() if callable(find) else None
+    except NotImplementedError:
+        table = None
+    if type(table) is not nn.Embedding or table.max_norm is not None or "forward" in vars(table):
+        return []
+    dtype = _dtype_name(table.weight.dtype)
+    if dtype is None or table.weight.device.type != "cpu" or hasattr(table, "_hf_hook"):
+        return []
+    paths = [path for path, module in model.named_modules() if module is table]
+    return [EmbeddingStructure(path, table.num_embeddings, table.embedding_dim, dtype) for path in paths[:1]]
+
+
 def detect(model: nn.Module) -> Structure:
     """Describe `model`; nothing in it is changed. Costs a few small tensor operations per layer."""
     layers: list[LayerStructure] = []
@@ -87,6 +110,7 @@ def detect(model: nn.Module) -> Structure:
         dtype=max(set(dtypes), key=dtypes.count) if dtypes else "float32",
         layers=tuple(layers),
         linears=tuple(linears),
+        embeddings=tuple(_find_token_embeddings(model)),
         findings=tuple(findings),
         decoder_layers=len(candidates),
         generates=hasattr(model, "_prepare_cache_for_generation")

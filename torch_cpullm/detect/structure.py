@@ -99,6 +99,16 @@ class LinearStructure:
 
 
 @dataclass(frozen=True)
+class EmbeddingStructure:
+    """A plain table of token embeddings."""
+
+    path: str
+    rows: int
+    width: int
+    dtype: Dtype
+
+
+@dataclass(frozen=True)
 class Structure:
     """The model as torch_cpullm sees it."""
 
@@ -106,6 +116,7 @@ class Structure:
     dtype: Dtype
     layers: tuple[LayerStructure, ...]
     linears: tuple[LinearStructure, ...]
+    embeddings: tuple[EmbeddingStructure, ...]
     findings: tuple[Finding, ...]
     decoder_layers: int
     generates: bool

@@ -17,8 +17,8 @@ import torch
 
 from torch_cpullm import config
 from torch_cpullm.errors import OutOfPagesError
+from torch_cpullm.formats import KvFormat
 from torch_cpullm.ops.attention import PAGE_TOKENS, layer_bytes
-from torch_cpullm.ops.linear import Format
 
 # Linux's value; Python names it from 3.13 on. Without it a reservation above the free memory could be refused.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -33,7 +33,7 @@ class LayerSpec:
 
     kv_heads: int
     channels: int
-    format: Format
+    format: KvFormat
 
     @property
     def page_bytes(self) -> int:

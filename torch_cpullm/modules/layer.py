@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from torch_cpullm.detect.structure import AttentionStructure, LayerStructure, MlpStructure
+from torch_cpullm.formats import KvFormat
 from torch_cpullm.kv import LayerSpec, PagedCache
 from torch_cpullm.modules.notice import warn_once
 from torch_cpullm.ops import block as ops
-from torch_cpullm.ops.linear import Format
 
 
 class FusedLayer:
@@ -43,7 +43,7 @@ class FusedLayer:
 class FusedParts:
     """What a fused layer knows about itself."""
 
-    def __init__(self, structure: LayerStructure, fuse_mlp: bool, kv_format: Format) -> None:
+    def __init__(self, structure: LayerStructure, fuse_mlp: bool, kv_format: KvFormat) -> None:
         self.structure = structure
         self.fuse_mlp = fuse_mlp
         attention = structure.attention

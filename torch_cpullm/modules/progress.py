@@ -6,21 +6,21 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# A hundred matrices of a 1 B model take about three seconds; fewer are done before a bar could be read.
+# A hundred matrices of a 1 B model take a few seconds; fewer are done before a bar could be read.
 _FEWEST_MATRICES = 60
 
 
 @contextmanager
-def packing_progress(matrices: int) -> Iterator[Callable[[int, int, str], None] | None]:
+def packing_progress(matrices: int, calibrated: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """Yield a callback (done, total, name) that moves a bar on stderr, or None where no bar is shown."""
-    if matrices < _FEWEST_MATRICES or not sys.stderr.isatty():
+    if (matrices < _FEWEST_MATRICES and not calibrated) or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("packing"),
+        TextColumn("calibrating" if calibrated else "packing"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -38,7 +38,7 @@ class Call:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients, and the mode it had afterwards; what goes wrong becomes a ProofError."""
     training = model.training
     try:
@@ -62,7 +62,7 @@ def _trial_prompt(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def trial_logits(model: Any) -> torch.Tensor:
     """Float32 logits of the trial prompt where it is not padding. Raises ProofError when the model cannot be run."""
-    with _evaluating(model):
+    with evaluating(model):
         ids, mask = _trial_prompt(model)
         logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits[mask.bool()].float()
@@ -95,7 +95,7 @@ def record_calls(model: Any, paths: list[str]) -> dict[str, list[Call]]:
     layers = {path: model.get_submodule(path) for path in paths}
     handles = [layer.register_forward_pre_hook(recorder(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             ids, mask = _trial_prompt(model)
             out = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
             model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)

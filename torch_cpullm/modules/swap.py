@@ -6,22 +6,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from torch_cpullm.formats import F32, KvFormat
 from torch_cpullm.generate.model import PagedModel, paged_class
 from torch_cpullm.modules import attention
+from torch_cpullm.modules.calibrate import Calibration
+from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.fork import make_forks_safe
 from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
 from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.modules.observe import observe
+from torch_cpullm.modules.packing import Packer, Progress, pack_embedding
 from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
-from torch_cpullm.ops.linear import Format
-from torch_cpullm.pack import check_packed_linear, pack_linear
-from torch_cpullm.plan import LayerPlan, LinearPlan, Plan
+from torch_cpullm.pack import pack_linear
+from torch_cpullm.plan import LayerPlan, Plan
 from torch_cpullm.plan.explain import Explanation, Row
 
 STATE = "_cpullm_state"
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -46,7 +50,7 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
-def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: Format) -> FusedParts:
+def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: KvFormat) -> FusedParts:
     """Give a layer its fused class; its linear layers must be packed already."""
     parts = FusedParts(plan.structure, plan.fuse_mlp, kv_format)
     layer.__class__ = fused_class(type(layer))
@@ -64,7 +68,7 @@ def _fuse_trial(plan: LayerPlan) -> Callable[[nn.Module], Any]:
             names += [(structure.mlp.path, name) for name in (*structure.mlp.gate_up, structure.mlp.down)]
         for parent, name in names:
             linear = getattr(getattr(copy, parent), name)
-            PackedLinear.take_over(linear, pack_linear(linear, "f32"), "f32", None)
+            PackedLinear.take_over(linear, pack_linear(linear, F32), F32, None)
         return fuse_layer(copy, plan, "f32").spec
 
     return fuse
@@ -93,22 +97,28 @@ def prove(model: nn.Module, plan: Plan) -> Plan:
     return plan
 
 
-def _pack_one(model: nn.Module, linear: LinearPlan, check: bool) -> Row:
-    structure = linear.structure
-    module = model.get_submodule(structure.path)
-    before = structure.out_features * structure.in_features * _ELEMENT_BYTES[structure.dtype]
-    row = Row(structure.path, "Linear", "left alone", before, before, linear.reason)
-    if linear.format is None or not isinstance(module, nn.Linear):
-        return row
-    packed = pack_linear(module, linear.format)
-    if check:
-        result = check_packed_linear(module, packed, linear.format)
-        if not result.passed:
-            reason = f"{linear.format} would change its output by {result.error:.1%} (allowed {result.limit:.1%})"
-            return Row(structure.path, "Linear", "left alone", before, before, reason)
-    tied = model.get_submodule(structure.tied_to) if structure.tied_to is not None else None
-    PackedLinear.take_over(module, packed, linear.format, tied)
-    return Row(structure.path, "Linear", linear.format, 0 if tied else before, packed.numel(), linear.reason)
+def _pack_weights(
+    model: nn.Module, plan: Plan, calibration_NT: torch.Tensor | None, progress: Progress | None
+) -> tuple[list[Row], str | None]:
+    """Pack everything the plan names; returns the rows of explain(), and why texts could not be used, if so."""
+    groups = plan.input_groups()
+    packer = Packer(model, plan.config.check, progress, len(plan.linears))
+    fault = None
+    if calibration_NT is not None:
+        try:
+            groups = Calibration(model, calibration_NT).pack_layers(groups, packer)
+        except ProofError as failure:
+            fault = str(failure)
+            groups = [g for g in groups if not isinstance(model.get_submodule(g[0].structure.path), PackedLinear)]
+    quantized = [
+        linear.structure.path for group in groups for linear in group if linear.format and linear.format.quantized
+    ]
+    seen = observe(model, quantized) if quantized and plan.structure.generates else {}
+    for group in groups:
+        packer.pack(group, seen)
+    if progress:
+        progress(len(plan.linears), len(plan.linears), "")
+    return packer.rows + [pack_embedding(model, embedding) for embedding in plan.embeddings], fault
 
 
 def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
@@ -164,7 +174,9 @@ def _use_slim_attention(model: nn.Module, plan: Plan, before: str | None) -> str
     return "slim"
 
 
-def swap(model: nn.Module, plan: Plan, progress: Progress | None = None) -> Explanation:
+def swap(
+    model: nn.Module, plan: Plan, progress: Progress | None = None, calibration_NT: torch.Tensor | None = None
+) -> Explanation:
     """Do what the plan says, in place; prove first where its config asks for it. Returns what was done."""
     make_forks_safe()
     before = weight_bytes(model)
@@ -172,13 +184,9 @@ def swap(model: nn.Module, plan: Plan, progress: Progress | None = None) -> Expl
     notes = [f"attention: {_use_slim_attention(model, plan, attention_before)}"]
     if plan.config.check:
         plan = prove(model, plan)
-    rows = []
-    for index, linear in enumerate(plan.linears):
-        if progress:
-            progress(index, len(plan.linears), linear.structure.path)
-        rows.append(_pack_one(model, linear, plan.config.check))
-    if progress:
-        progress(len(plan.linears), len(plan.linears), "")
+    rows, fault = _pack_weights(model, plan, calibration_NT, progress)
+    if fault:
+        notes.append(f"calibration texts were not used for all layers: {fault}")
     plan = _layers_with_packed_weights(model, plan)
     rows += [_fuse_one(model, layer, plan) for layer in plan.layers]
     rows += [Row(f.path, f.class_name, "left alone", 0, 0, f.reason) for f in plan.structure.findings]
@@ -226,7 +234,7 @@ def _use_paged_cache(model: nn.Module, plan: Plan) -> tuple[float, float]:
 
 
 def _swapped_modules(model: nn.Module) -> Iterator[nn.Module]:
-    yield from (module for module in model.modules() if isinstance(module, (PackedLinear, FusedLayer)))
+    yield from (module for module in model.modules() if isinstance(module, (PackedLinear, PackedEmbedding, FusedLayer)))
 
 
 def unswap(model: Any) -> set[str]:
@@ -235,10 +243,12 @@ def unswap(model: Any) -> set[str]:
     if state is None:
         return set()
     lossy = set()
-    for module in list(_swapped_modules(model)):
-        if isinstance(module, PackedLinear):
-            if vars(module)["_lossy"]:
-                lossy.add(vars(module)["_format"])
+    swapped = list(_swapped_modules(model))
+    # Tables first: a tied head takes its weight from the table, which reads it from the head's bytes.
+    for module in sorted(swapped, key=lambda module: not isinstance(module, PackedEmbedding)):
+        if isinstance(module, (PackedLinear, PackedEmbedding)):
+            if module._packed_state.lossy:
+                lossy.add(str(module._packed_state.format))
             module.give_back()
         else:
             module.__class__ = type(module).__mro__[2]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_cpullm.formats import KvFormat
 from torch_cpullm.ops.library import fake, kernels
-from torch_cpullm.ops.linear import Format
 
 PAGE_TOKENS: int = kernels.kv_page_tokens()
 
@@ -28,10 +28,10 @@ class KvPages:
     table_BP: torch.Tensor
     past_B: torch.Tensor
     kv_heads: int
-    format: Format
+    format: KvFormat
 
 
-def layer_bytes(kv_heads: int, channels: int, format: Format) -> int:
+def layer_bytes(kv_heads: int, channels: int, format: KvFormat) -> int:
     """Bytes of one layer's share of a page of PAGE_TOKENS tokens. Raises ValueError for an unsupported head size."""
     return int(kernels.kv_layer_bytes(kv_heads, channels, format))
 

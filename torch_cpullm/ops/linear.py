@@ -1,16 +1,13 @@
-"""Packed linear layers: pack once, multiply often. Layout: csrc/layout/panel.h."""
+"""Packed linear layers: pack once, multiply often. Layout: csrc/layout/panel.h and packed.h."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
+from torch_cpullm.formats import ACTIVATIONS, CODES, Codes, WeightFormat
 from torch_cpullm.ops.library import fake, kernels
-
-Format = Literal["f32", "bf16", "int8"]
-_FORMATS: tuple[Format, ...] = ("f32", "bf16", "int8")  # order of layout::Format
 
 
 @dataclass(frozen=True)
@@ -19,26 +16,59 @@ class PackedInfo:
 
     out_features: int
     in_features: int
-    format: Format
+    format: WeightFormat
     has_bias: bool
+    has_multiplier: bool
     version: int
 
 
-def pack(weight_NK: torch.Tensor, bias_N: torch.Tensor | None, format: Format) -> torch.Tensor:
-    """Re-lay a weight for the kernels.
+@dataclass(frozen=True)
+class Scales:
+    """Scales that somebody else has chosen (GPTQ): value = (code - zero) * scale.
+
+    Attributes:
+        scale_NG: float, [outputs, groups] (one group of all inputs without groups).
+        zero_NG: whole numbers 0 to 15, for asymmetric codes only.
+    """
+
+    scale_NG: torch.Tensor
+    zero_NG: torch.Tensor | None = None
+
+
+def pack(
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None,
+    format: WeightFormat,
+    multiplier_K: torch.Tensor | None = None,
+    scales: Scales | None = None,
+) -> torch.Tensor:
+    """Re-lay a weight for the kernels, quantised by rounding to nearest.
 
     Args:
         weight_NK: any floating dtype, [outputs, inputs].
         bias_N: any floating dtype, or None.
-        format: "int8" quantises symmetrically per output (absmax / 127, ties to even); "bf16" rounds; "f32" keeps.
+        format: "int8": scale = absmax / 127 per output or group, ties to even. "int4": of five scales for each group
+            the one with the smallest squared error; scales are stored as float16 beside a power of two per output.
+        multiplier_K: positive factors that are taken out of the weight and put on x (csrc/layout/packed.h).
+        scales: to be used instead of those; codes are still rounded to nearest on them.
 
     Returns:
         uint8 [bytes], opaque and self-describing; safe to copy, save and map.
 
     Raises:
-        ValueError: an empty weight, a bias of another length, an unknown format.
+        ValueError: an empty weight, a bias, multiplier or scale of another shape, a format that does not exist.
     """
-    out: torch.Tensor = kernels.pack(weight_NK, bias_N, format)
+    out: torch.Tensor = kernels.pack(
+        weight_NK,
+        bias_N,
+        format.codes,
+        format.activation,
+        format.group,
+        format.asymmetric,
+        multiplier_K,
+        scales.scale_NG if scales else None,
+        scales.zero_NG if scales else None,
+    )
     return out
 
 
@@ -50,21 +80,33 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
 
 def packed_info(packed: torch.Tensor) -> PackedInfo:
     """Read the header. Raises ValueError for foreign, truncated or outdated bytes."""
-    columns, depth, format_index, has_bias, version = kernels.packed_info(packed)
-    return PackedInfo(columns, depth, _FORMATS[format_index], bool(has_bias), version)
+    columns, depth, codes, activation, group, asymmetric, bias, multiplier, version = kernels.packed_info(packed)
+    format = WeightFormat(CODES[codes], ACTIVATIONS[activation], group, bool(asymmetric))
+    return PackedInfo(columns, depth, format, bool(bias), bool(multiplier), version)
 
 
 def linear(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """X [..., K] times the packed weight, plus its bias: [..., N] in x's dtype (float32, bfloat16 or float16).
 
-    With an int8 weight the rows of x are quantised to int8 per group of 256 inputs, sums are exact int32 inside a
-    group. A row's bits do not depend on the other rows, on the thread count or on the run.
+    With int8 activations the rows of x are quantised per group of 256 inputs, sums are exact int32 inside a group. A
+    row's bits do not depend on the other rows, on the thread count or on the run.
 
     Raises:
         ValueError: x's last dimension is not K; `packed` is not a packed weight.
         TypeError: x's dtype is not one of the three.
     """
     out: torch.Tensor = kernels.linear(x, packed)
+    return out
+
+
+def embed(ids: torch.Tensor, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of the packed weight, dequantised: ids [...] (int64 or int32) -> [..., K] in `dtype`.
+
+    Raises:
+        IndexError: an id is not a row of the weight.
+        TypeError: ids are no integers; dtype is not float32, bfloat16 or float16.
+    """
+    out: torch.Tensor = kernels.embed(ids, packed, dtype)
     return out
 
 
@@ -80,11 +122,37 @@ def _(x: torch.Tensor, _packed: torch.Tensor) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], torch.library.get_ctx().new_dynamic_size()))
 
 
+@fake("embed")
+def _(ids: torch.Tensor, packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return packed.new_empty((*ids.shape, torch.library.get_ctx().new_dynamic_size()), dtype=dtype)
+
+
+def _lines(bytes_: int) -> int:
+    return (bytes_ + 63) // 64 * 64
+
+
 @fake("pack")
-def _(weight: torch.Tensor, bias: torch.Tensor | None, format: str) -> torch.Tensor:
+def _(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    codes: Codes,
+    _activation: str,
+    group: int,
+    asymmetric: bool,
+    multiplier: torch.Tensor | None,
+    *_: object,
+) -> torch.Tensor:
     columns, depth = weight.shape
-    bytes_per = {"f32": 4, "bf16": 2, "int8": 1}[format]
+    per_line = 1 << CODES.index(codes)
+    block = {"f32": 64, "bf16": 128}.get(codes, 256)
+    unit = group or per_line
+    padded = (depth + unit - 1) // unit * unit
+
+    def strip_bytes(k: int) -> int:
+        groups = k // group if group else 0
+        return _lines(groups * 32) + (_lines(groups * 16) if asymmetric else 0) + k // per_line * 64
+
     panels = (columns + 63) // 64
-    steps = (depth * bytes_per + 3) // 4
-    head = 64 + (0 if bias is None else (columns * 4 + 63) // 64 * 64) + (panels * 256 if format == "int8" else 0)
-    return weight.new_empty((head + panels * steps * 256,), dtype=torch.uint8)
+    panel = 4 * (padded // block * strip_bytes(block) + (strip_bytes(padded % block) if padded % block else 0))
+    head = 64 + (0 if bias is None else _lines(columns * 4)) + (0 if multiplier is None else _lines(depth * 4))
+    return weight.new_empty((head + (panels * 256 if per_line >= 4 else 0) + panels * panel,), dtype=torch.uint8)

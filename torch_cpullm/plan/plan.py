@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch_cpullm.config import Config, Weights
-from torch_cpullm.detect.structure import Dtype, LayerStructure, LinearStructure, Structure
-
-PackedFormat = Literal["f32", "bf16", "int8"]
+from torch_cpullm.config import Config
+from torch_cpullm.detect.structure import Dtype, EmbeddingStructure, LayerStructure, LinearStructure, Structure
+from torch_cpullm.formats import BF16, F32, INT8, KvFormat, WeightFormat
 
 # float16 is no packed format: float32 would double its bytes, and the other two would not keep its values.
-_KEPT: dict[Dtype, PackedFormat | None] = {"float32": "f32", "bfloat16": "bf16", "float16": None}
+_KEPT: dict[Dtype, WeightFormat | None] = {"float32": F32, "bfloat16": BF16, "float16": None}
+_KEPT_KV: dict[Dtype, KvFormat] = {"float32": "f32", "bfloat16": "bf16", "float16": "f32"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,17 @@ class LinearPlan:
     """One linear layer: the format to pack it in, or None to leave it alone."""
 
     structure: LinearStructure
-    format: PackedFormat | None
+    format: WeightFormat | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class EmbeddingPlan:
+    """One table of embeddings: its format, or None; `shared_with` names the linear layer whose bytes it reads."""
+
+    structure: EmbeddingStructure
+    format: WeightFormat | None
+    shared_with: str | None
     reason: str
 
 
@@ -37,7 +47,7 @@ class LayerPlan:
 class KvPlan:
     """The cache: the pool's format, or None for transformers' own."""
 
-    format: PackedFormat | None
+    format: KvFormat | None
     reason: str
 
 
@@ -48,18 +58,34 @@ class Plan:
     structure: Structure
     config: Config
     linears: tuple[LinearPlan, ...]
+    embeddings: tuple[EmbeddingPlan, ...]
     layers: tuple[LayerPlan, ...]
     kv: KvPlan
 
     def __repr__(self) -> str:
         """Say what will happen in one line."""
-        packed = [linear.format for linear in self.linears if linear.format]
+        packed = [str(linear.format) for linear in self.linears if linear.format]
         return (
             f"Plan({self.structure.class_name}: "
             f"{len(packed)} linear layers in {'/'.join(sorted(set(packed))) or 'nothing'}, "
             f"{sum(layer.fuse_attention for layer in self.layers)} attention and "
             f"{sum(layer.fuse_mlp for layer in self.layers)} MLP blocks fused, KV {self.kv.format or 'as it is'})"
         )
+
+    def input_groups(self) -> list[tuple[LinearPlan, ...]]:
+        """The linear layers, those together that share their input and so must agree in how it is prepared."""
+        by_path = {linear.structure.path: linear for linear in self.linears}
+        groups: list[tuple[LinearPlan, ...]] = []
+        for layer in self.structure.layers:
+            parts = [(layer.attention.path, layer.attention.qkv)]
+            parts += [(layer.mlp.path, layer.mlp.gate_up)] if layer.mlp else []
+            for parent, names in parts:
+                paths = [f"{layer.path}.{parent}.{name}" for name in names]
+                if all(path in by_path for path in paths):
+                    groups.append(tuple(by_path.pop(path) for path in paths))
+        groups += [(linear,) for linear in by_path.values()]
+        order = {linear.structure.path: index for index, linear in enumerate(self.linears)}
+        return sorted(groups, key=lambda group: order[group[0].structure.path])
 
     def without(self, kind: tuple[object, ...], reason: str) -> Plan:
         """The plan with all layers of one kind left alone: what a failed proof leads to."""
@@ -72,18 +98,41 @@ class Plan:
         return _consistent(replace(self, layers=layers))
 
 
-def choose_linear_format(linear: LinearStructure, config: Config) -> tuple[PackedFormat | None, str]:
+def _format_of(choice: Literal["int8", "int4", "bf16"], config: Config) -> WeightFormat:
+    if choice == "bf16":
+        return BF16
+    default = 32 if choice == "int4" else 0
+    group = config.group_size if choice == config.weights and config.group_size is not None else default
+    return WeightFormat(choice, config.activations, group, choice == "int4" and not config.symmetric)
+
+
+def choose_linear_format(linear: LinearStructure, config: Config) -> tuple[WeightFormat | None, str]:
     """Pick one layer's format: what its role was configured to, or what its dtype allows to keep."""
-    choice: Weights = (config.lm_head or config.weights) if linear.role == "head" else config.weights
+    choice, name = config.weights, "weights"
+    if linear.role == "head" and (config.lm_head or config.weights == "int4"):
+        choice, name = config.lm_head or "int8", "lm_head"
     if choice != "keep":
-        return choice, f"{'lm_head' if linear.role == 'head' and config.lm_head else 'weights'}={choice!r}"
+        return _format_of(choice, config), f"{name}={choice!r}"
     kept = _KEPT[linear.dtype]
     if kept is None:
-        return None, f"weights='keep': no packed format keeps {linear.dtype} exactly; use 'bf16' or 'int8'"
-    return kept, "weights='keep': same values, re-laid"
+        return None, f"{name}='keep': no packed format keeps {linear.dtype} exactly; use 'bf16' or 'int8'"
+    return kept, f"{name}='keep': same values, re-laid"
 
 
-def choose_layer(layer: LayerStructure, formats: dict[str, PackedFormat | None], config: Config) -> LayerPlan:
+def choose_embedding(embedding: EmbeddingStructure, linears: tuple[LinearPlan, ...], config: Config) -> EmbeddingPlan:
+    """INT8 beside quantised weights. A head that is tied to the table holds the bytes for both where it can."""
+    choice = config.embeddings or ("int8" if config.quantized else "keep")
+    wanted = INT8 if choice == "int8" else _KEPT[embedding.dtype]
+    for linear in linears:
+        path, format = linear.structure.path, linear.format
+        if linear.structure.tied_to == embedding.path and wanted and format and format.codes == wanted.codes:
+            return EmbeddingPlan(embedding, format, path, f"tied to {path}")
+    if choice == "keep":
+        return EmbeddingPlan(embedding, None, None, "embeddings='keep'")
+    return EmbeddingPlan(embedding, INT8, None, "embeddings='int8'")
+
+
+def choose_layer(layer: LayerStructure, formats: dict[str, WeightFormat | None], config: Config) -> LayerPlan:
     """Fuse a half when its weights are packed, in one format where they share their input."""
 
     def packed_together(parent: str, names: tuple[str, ...]) -> bool:
@@ -116,8 +165,7 @@ def choose_kv(structure: Structure, layers: tuple[LayerPlan, ...], config: Confi
             None, f"{fused} of {structure.decoder_layers} decoder layers have fused attention; a pool needs all"
         )
     if config.kv_cache == "keep":
-        kept = _KEPT[structure.dtype] or "f32"
-        return KvPlan(kept, f"kv_cache='keep': {structure.dtype}")
+        return KvPlan(_KEPT_KV[structure.dtype], f"kv_cache='keep': {structure.dtype}")
     return KvPlan(config.kv_cache, f"kv_cache={config.kv_cache!r}")
 
 
@@ -138,4 +186,5 @@ def make_plan(structure: Structure, config: Config) -> Plan:
     linears = tuple(LinearPlan(linear, *choose_linear_format(linear, config)) for linear in structure.linears)
     formats = {linear.structure.path: linear.format for linear in linears}
     layers = tuple(choose_layer(layer, formats, config) for layer in structure.layers)
-    return _consistent(Plan(structure, config, linears, layers, KvPlan(None, "")))
+    embeddings = tuple(choose_embedding(embedding, linears, config) for embedding in structure.embeddings)
+    return _consistent(Plan(structure, config, linears, embeddings, layers, KvPlan(None, "")))

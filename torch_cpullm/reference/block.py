@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_cpullm.formats import KvFormat, WeightFormat
 from torch_cpullm.reference import attention as attentions
 from torch_cpullm.reference import linear as linears
 from torch_cpullm.reference import rowwise
@@ -31,16 +32,17 @@ class DenseAttention:
     offset: float
 
 
-def _project(x_BTD: torch.Tensor, weight_NK: torch.Tensor, format: str) -> torch.Tensor:
+def _project(x_BTD: torch.Tensor, weight_NK: torch.Tensor, format: WeightFormat) -> torch.Tensor:
     batch, tokens, depth = x_BTD.shape
-    return linears.linear(x_BTD.reshape(-1, depth), weight_NK, None, format).view(batch, tokens, -1)
+    rows_MK = x_BTD.reshape(-1, depth)
+    return linears.linear(rows_MK, linears.quantize(weight_NK, format)).view(batch, tokens, -1)
 
 
 def attention_block(
     hidden_BTD: torch.Tensor,
     weights: DenseAttention,
     rope_BTR: tuple[torch.Tensor, torch.Tensor],
-    formats: tuple[str, str],
+    formats: tuple[WeightFormat, KvFormat],
     mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The attention half of a layer without a past; `formats` are those of the weights and of the cache."""
@@ -79,7 +81,7 @@ class DenseMlp:
     offset: float
 
 
-def mlp_block(hidden_BTD: torch.Tensor, weights: DenseMlp, format: str) -> torch.Tensor:
+def mlp_block(hidden_BTD: torch.Tensor, weights: DenseMlp, format: WeightFormat) -> torch.Tensor:
     """The MLP half of a layer."""
     x_BTD = rowwise.rms_norm(hidden_BTD, weights.input_norm_D, weights.eps, weights.offset)
     gate, up = _project(x_BTD, weights.gate, format), _project(x_BTD, weights.up, format)

@@ -6,7 +6,7 @@
 
 namespace torch_cpullm::kernels::avx512bf16 {
 
-const LinearKernel linear_bf16{run_tile<TileBf16>, kLinearTileRows};
+const LinearFn linear_bf16 = run_panel<TileBf16>;
 
 }  // namespace torch_cpullm::kernels::avx512bf16
 

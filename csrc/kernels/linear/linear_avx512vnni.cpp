@@ -6,7 +6,10 @@
 
 namespace torch_cpullm::kernels::avx512vnni {
 
-const LinearKernel linear_s8{run_tile<TileS8>, kLinearTileRows};
+const LinearFn linear_s8 = run_panel<TileS8>;
+const LinearFn linear_s8_grouped = run_panel<TileGrouped<GroupedS8>>;
+const LinearFn linear_u4 = run_panel<TileGrouped<GroupedU4>>;
+const LinearFn linear_u4_zero = run_panel<TileGrouped<GroupedU4Zero>>;
 
 }  // namespace torch_cpullm::kernels::avx512vnni
 

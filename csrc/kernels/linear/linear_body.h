@@ -1,8 +1,10 @@
 // The linear kernels, written once against the lanes of isa/*.h; each ISA file includes this inside its target region.
 //
-// Per step and tile of R rows: 4 weight vectors are loaded, R activations broadcast, 4R multiply-accumulates issued.
-// At R = 6 on AVX-512 that is 24 of the latter in 12 cycles against 10 loads: arithmetic bound. At R = 1 the 256
-// bytes of weights are what costs: memory bound, 4 accumulators suffice (4 cycles of latency each, one load a cycle).
+// A tile is Rows x Vectors strips of 16 columns, its sums in registers for one block. Two shapes (isa/*.h counts the
+// registers):
+//   stream  R x 1   every line of weights is read once, in order, for all rows: memory bound as long as R products a
+//                   line (0.5 cycle each on AVX-512) take less than 64 bytes do (about 10 cycles on 2 cores, 53 GB/s)
+//   wide    12 x 2  for many rows: 14 loads for 24 products, where 16 x 1 needs 17 for 16; grouped 6 x 2
 #pragma once
 #include <cstring>
 
@@ -11,111 +13,329 @@
 namespace torch_cpullm {
 namespace {
 
-constexpr int kColumnVectors = 4;  // 64 columns in lanes of 16
+// Prefetched this far ahead: 300 ns at 27 GB/s a core, three times memory's latency, and two strips of 4 KiB in L1.
+// Measured with 1 row: 1 KiB 93 %, 4 KiB 98 %, 8 and 16 KiB 100 % of the best; with 12 rows 4 KiB 88 %, 8 KiB 100 %.
+constexpr int64_t kAhead = 8192;
+constexpr int kWideVectors = 2;
 
-template <class T>
-inline T load_element(const uint8_t* p) {
-  T value;
+// What a tile sees of one block.
+struct Strip {
+  const uint8_t* act;  // [Rows][256]
+  const float* act_scale;
+  const int32_t* act_sum;  // minus the sums
+  int64_t sums;            // of a row
+  const uint8_t* weight;   // of the first strip
+  int64_t next;            // bytes to the following one
+  int64_t zeros, lines;    // offsets within a strip
+  int64_t line_count, groups, group_lines;
+  // What this tile prefetches of the weights to come: `fetch_step` bytes a line from `fetch` on, for each strip.
+  const uint8_t* fetch;
+  int64_t fetch_step;
+  float* c;  // [Rows][64]
+};
+
+inline i32x16 broadcast(const uint8_t* p) {
+  int32_t value;
   std::memcpy(&value, p, sizeof value);
-  return value;
+  return set1_i32(value);
 }
 
-template <int Rows>
-inline void load_c(const kernels::LinearTile& t, f32x16 (&acc)[Rows][kColumnVectors]) {
-#pragma GCC unroll 6
+// Before line `line` of `lines`: a part of the weights to come, and where tiles are wide of the next tile's
+// activations. With many rows those come from L2 or beyond, and a tile stalled for them several times: at 2048 rows of
+// 4096 bf16 that took a third of the time.
+template <int Rows, int Vectors>
+inline void prefetch(const Strip& s, int64_t line) {
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s.fetch + v * s.next + line * s.fetch_step);
+  if constexpr (Vectors > 1) __builtin_prefetch(s.act + Rows * layout::kActBytes + line * (Rows * 4));
+}
+
+template <int Rows, int Vectors>
+inline void load_c(const Strip& s, f32x16 (&acc)[Rows][Vectors]) {
+#pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kColumnVectors; ++v) acc[r][v] = load_f32(t.c + r * t.c_stride + 16 * v);
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = load_f32(s.c + r * layout::kPanelColumns + 16 * v);
   }
 }
 
-template <int Rows>
-inline void store_c(const kernels::LinearTile& t, const f32x16 (&acc)[Rows][kColumnVectors]) {
-#pragma GCC unroll 6
+template <int Rows, int Vectors>
+inline void store_c(const Strip& s, const f32x16 (&acc)[Rows][Vectors]) {
+#pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kColumnVectors; ++v) store_f32(t.c + r * t.c_stride + 16 * v, acc[r][v]);
+    for (int v = 0; v < Vectors; ++v) store_f32(s.c + r * layout::kPanelColumns + 16 * v, acc[r][v]);
+  }
+}
+
+inline f32x16 to_f32(f32x16 a) { return a; }
+
+// c = fma(act_scale, sum, c)
+template <int Rows, int Vectors, class Sum>
+inline void add_scaled(const Strip& s, const Sum (&sum)[Rows][Vectors]) {
+#pragma GCC unroll 24
+  for (int r = 0; r < Rows; ++r) {
+    const f32x16 scale = set1_f32(s.act_scale[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      float* c = s.c + r * layout::kPanelColumns + 16 * v;
+      store_f32(c, fma(scale, to_f32(sum[r][v]), load_f32(c)));
+    }
   }
 }
 
 struct TileF32 {
-  template <int Rows>
-  static void run(const kernels::LinearTile& t) {
-    f32x16 acc[Rows][kColumnVectors];
-    load_c<Rows>(t, acc);
-    for (int64_t s = 0; s < t.steps; ++s) {
-      const auto* weight = reinterpret_cast<const float*>(t.weight + s * layout::kStepBytes);
-#pragma GCC unroll 6
-      for (int r = 0; r < Rows; ++r) {
-        const f32x16 a = set1_f32(load_element<float>(t.act + r * t.act_stride + s * 4));
+  static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
+  template <int Rows, int Vectors>
+  static void run(const Strip& s) {
+    f32x16 acc[Rows][Vectors];
+    load_c<Rows, Vectors>(s, acc);
+    for (int64_t line = 0; line < s.line_count; ++line) {
+      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      f32x16 w[Vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kColumnVectors; ++v) acc[r][v] = fma(load_f32(weight + 16 * v), a, acc[r][v]);
+      for (int v = 0; v < Vectors; ++v) {
+        w[v] = load_f32(reinterpret_cast<const float*>(weight + v * s.next));
+      }
+      prefetch<Rows, Vectors>(s, line);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        float a;
+        std::memcpy(&a, s.act + r * layout::kActBytes + 4 * line, sizeof a);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(w[v], set1_f32(a), acc[r][v]);
       }
     }
-    store_c<Rows>(t, acc);
+    store_c<Rows, Vectors>(s, acc);
   }
 };
 
 struct TileBf16 {
-  template <int Rows>
-  static void run(const kernels::LinearTile& t) {
-    f32x16 acc[Rows][kColumnVectors];
-    load_c<Rows>(t, acc);
-    for (int64_t s = 0; s < t.steps; ++s) {
-      const auto* weight = reinterpret_cast<const uint16_t*>(t.weight + s * layout::kStepBytes);
-#pragma GCC unroll 6
-      for (int r = 0; r < Rows; ++r) {
-        const auto pair = load_element<uint32_t>(t.act + r * t.act_stride + s * 4);
+  static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
+  template <int Rows, int Vectors>
+  static void run(const Strip& s) {
+    f32x16 acc[Rows][Vectors];
+    load_c<Rows, Vectors>(s, acc);
+    for (int64_t line = 0; line < s.line_count; ++line) {
+      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      bf16x32 w[Vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < kColumnVectors; ++v) acc[r][v] = dot2(acc[r][v], weight + 32 * v, pair);
+      for (int v = 0; v < Vectors; ++v) {
+        w[v] = load_bf16(weight + v * s.next);
+      }
+      prefetch<Rows, Vectors>(s, line);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        const i32x16 pair = broadcast(s.act + r * layout::kActBytes + 4 * line);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) acc[r][v] = dot2(acc[r][v], w[v], pair);
       }
     }
-    store_c<Rows>(t, acc);
+    store_c<Rows, Vectors>(s, acc);
   }
 };
 
-// A template only so that an ISA file without dot4 may include this header: the name is looked up when it is used.
+// Templates in their integer type only so that an ISA file without dot4 may include this header: the name is looked up
+// when it is used.
 struct TileS8 {
-  template <int Rows, class I32 = i32x16>
-  static void run(const kernels::LinearTile& t) {
-    for (int64_t first = 0, group = 0; first < t.steps; first += kernels::kStepsPerGroup, ++group) {
-      const int64_t last = first + kernels::kStepsPerGroup < t.steps ? first + kernels::kStepsPerGroup : t.steps;
-      I32 sum[Rows][kColumnVectors];
-#pragma GCC unroll 6
-      for (int r = 0; r < Rows; ++r) {
-        const I32 offset = set1_i32(-kDot4Offset * t.act_sum[r * t.group_stride + group]);
+  static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
+  template <int Rows, int Vectors, class I32 = i32x16>
+  static void run(const Strip& s) {
+    I32 sum[Rows][Vectors];
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+      const I32 offset = dot4_start(set1_i32(s.act_sum[r]));
 #pragma GCC unroll 4
-        for (int v = 0; v < kColumnVectors; ++v) sum[r][v] = offset;
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = offset;
+    }
+    for (int64_t line = 0; line < s.line_count; ++line) {
+      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      u8x64 w[Vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        w[v] = load_u8(weight + v * s.next);
       }
-      for (int64_t s = first; s < last; ++s) {
-        const uint8_t* weight = t.weight + s * layout::kStepBytes;
-#pragma GCC unroll 6
-        for (int r = 0; r < Rows; ++r) {
-          const auto four = load_element<int32_t>(t.act + r * t.act_stride + s * 4);
-#pragma GCC unroll 4
-          for (int v = 0; v < kColumnVectors; ++v) sum[r][v] = dot4(sum[r][v], weight + 64 * v, four);
-        }
-      }
-#pragma GCC unroll 6
+      prefetch<Rows, Vectors>(s, line);
+#pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) {
-        const f32x16 scale = set1_f32(t.act_scale[r * t.group_stride + group]);
+        const I32 four = broadcast(s.act + r * layout::kActBytes + 4 * line);
 #pragma GCC unroll 4
-        for (int v = 0; v < kColumnVectors; ++v) {
-          float* c = t.c + r * t.c_stride + 16 * v;
-          store_f32(c, fma(scale, to_f32(sum[r][v]), load_f32(c)));
-        }
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4(sum[r][v], w[v], four);
       }
     }
+    add_scaled<Rows, Vectors>(s, sum);
   }
 };
 
-// Rows is a template parameter so that the accumulators are registers; a tile with fewer rows takes the smaller twin.
-template <class Tile, int Rows = kLinearTileRows>
-void run_tile(const kernels::LinearTile& t) {
-  if constexpr (Rows > 1) {
-    if (t.rows < Rows) return run_tile<Tile, Rows - 1>(t);
+// One line of each kind of grouped code: 4 k of int8, or 8 k of int4 in two halves.
+struct GroupedS8 {
+  template <int Rows, int Vectors, class I32>
+  static void add_line(const Strip& s, const uint8_t* weight, const uint8_t* act, I32 (&sum)[Rows][Vectors]) {
+    u8x64 w[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      w[v] = load_u8(weight + v * s.next);
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+      const I32 four = broadcast(act + r * layout::kActBytes);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4(sum[r][v], w[v], four);
+    }
   }
-  Tile::template run<Rows>(t);
+  static constexpr int kActPerLine = 4;
+  template <class I32>
+  static I32 start(const Strip&, int64_t, int64_t, int32_t act_sum) {
+    return dot4_start(set1_i32(act_sum));
+  }
+};
+
+struct GroupedU4 {
+  template <int Rows, int Vectors, class I32>
+  static void add_line(const Strip& s, const uint8_t* weight, const uint8_t* act, I32 (&sum)[Rows][Vectors]) {
+    u8x64 low[Vectors], high[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      const u8x64 both = load_u8(weight + v * s.next);
+      low[v] = low_nibbles(both);
+      high[v] = high_nibbles(both);
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+      const I32 first = broadcast(act + r * layout::kActBytes), second = broadcast(act + r * layout::kActBytes + 4);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4_small(sum[r][v], low[v], first);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4_small(sum[r][v], high[v], second);
+    }
+  }
+  static constexpr int kActPerLine = 8;
+  template <class I32>
+  static I32 start(const Strip&, int64_t, int64_t, int32_t act_sum) {
+    return shift_left(set1_i32(act_sum), 3);
+  }
+};
+
+struct GroupedU4Zero : GroupedU4 {
+  template <class I32>
+  static I32 start(const Strip& s, int64_t v, int64_t group, int32_t act_sum) {
+    const uint8_t* zeros = s.weight + v * s.next + s.zeros + group * layout::kStripColumns;
+    return mul_i16(load_as_i32(zeros), set1_i32(act_sum));  // |sum of 128 codes| <= 16256
+  }
+};
+
+template <class Kind>
+struct TileGrouped {
+  static constexpr int kStreamRows = kLinearGroupRows, kWideRows = kLinearWideGroupRows;
+  template <int Rows, int Vectors, class I32 = i32x16>
+  static void run(const Strip& s) {
+    f32x16 part[Rows][Vectors];
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) part[r][v] = zero_f32();
+    }
+    const uint8_t *weight = s.weight + s.lines, *act = s.act;
+    int64_t done = 0;
+    for (int64_t group = 0; group < s.groups; ++group) {
+      I32 sum[Rows][Vectors];
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v)
+          sum[r][v] = Kind::template start<I32>(s, v, group, s.act_sum[r * s.sums + group]);
+      }
+      const auto next_line = [&] {
+        prefetch<Rows, Vectors>(s, done++);
+        Kind::add_line(s, weight, act, sum);
+        weight += layout::kLineBytes;
+        act += Kind::kActPerLine;
+      };
+      const int64_t end = done + s.group_lines;
+      if constexpr (Rows * Vectors <= 4) {  // few products a line: what the loop itself costs shows
+        while (done < end) {                // a group is a multiple of 4 lines
+          next_line();
+          next_line();
+          next_line();
+          next_line();
+        }
+      } else {
+        while (done < end) next_line();
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        const auto* scales = reinterpret_cast<const layout::float16*>(s.weight + v * s.next);
+        const f32x16 scale = load_as_f32(scales + group * layout::kStripColumns);
+#pragma GCC unroll 24
+        for (int r = 0; r < Rows; ++r) part[r][v] = fma(scale, to_f32(sum[r][v]), part[r][v]);
+      }
+    }
+    add_scaled<Rows, Vectors>(s, part);
+  }
+};
+
+// Rows is a template parameter so that the sums are registers; fewer rows take the smaller twin.
+template <class Tile, int Vectors, int Rows>
+void run_rows(const Strip& s, int64_t rows) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return run_rows<Tile, Vectors, Rows - 1>(s, rows);
+  }
+  Tile::template run<Rows, Vectors>(s);
+}
+
+// All rows over `Vectors` strips, in tiles of at most Most rows and of even size. Each prefetches its share of what
+// lies `ahead`, so that memory has work while the later ones compute from L1.
+template <class Tile, int Vectors, int Most>
+void run_tiles(const kernels::LinearPanel& p, const Strip& s, int64_t ahead) {
+  const int64_t tiles = layout::ceil_div(p.rows, Most), share = s.next / tiles;
+  for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
+    const int64_t rows = (p.rows - row) / (tiles - tile);
+    Strip part = s;
+    part.act += row * layout::kActBytes;
+    part.act_scale += row;
+    part.act_sum += row * s.sums;
+    part.c += row * layout::kPanelColumns;
+    part.fetch = s.weight + ahead + tile * share;
+    part.fetch_step = share / s.line_count;
+    run_rows<Tile, Vectors, Most>(part, rows);
+    row += rows;
+  }
+}
+
+template <class Tile>
+void run_panel(const kernels::LinearPanel& p) {
+  const int64_t blocks = layout::block_count(p.format, p.padded);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const layout::BlockPlace place = layout::block_place(p.format, p.padded, b);
+    Strip s{};
+    s.sums = p.format.group ? layout::kActivationGroup / p.format.group : 1;
+    s.act = p.act + b * p.act_rows * layout::kActBytes;
+    s.act_scale = p.act_scale + b * p.act_rows;
+    s.act_sum = p.act_sum + b * p.act_rows * s.sums;
+    s.next = place.strip;
+    s.zeros = layout::zeros_offset(p.format, place.depth);
+    s.lines = layout::lines_offset(p.format, place.depth);
+    s.line_count = place.depth / layout::depth_per_line(p.format.codes);
+    s.groups = layout::groups_in(p.format, place.depth);
+    s.group_lines = p.format.group / layout::depth_per_line(p.format.codes);
+    const auto at_strip = [&](int64_t strip) {
+      s.weight = p.weight + place.offset + strip * place.strip;
+      s.c = p.c + strip * layout::kStripColumns;
+    };
+    if constexpr (kLinearWideRows > 0) {
+      if (p.rows >= kLinearWideFrom) {
+        for (int strip = 0; strip < layout::kStrips; strip += kWideVectors) {
+          at_strip(strip);
+          run_tiles<Tile, kWideVectors, Tile::kWideRows>(p, s, layout::kStrips * place.strip);
+        }
+        continue;
+      }
+    }
+    for (int strip = 0; strip < layout::kStrips; ++strip) {
+      at_strip(strip);
+      run_tiles<Tile, 1, Tile::kStreamRows>(p, s, kAhead);
+    }
+  }
 }
 
 }  // namespace

@@ -4,22 +4,33 @@
 #include <cstdint>
 
 #include "dispatch/kernel.h"
+#include "layout/element.h"
 #include "layout/kv_page.h"
+#include "layout/panel.h"
 
 namespace torch_cpullm::kernels {
 
 enum class Gate : int32_t { silu = 0, gelu_tanh = 1, gelu_erf = 2 };
 
+// Where one row's blocks go (layout/panel.h): 256 bytes of each, `rows` rows of 256 bytes apart.
+struct ActRow {
+  uint8_t* values;
+  int64_t rows;
+  float* scale;  // int8 only: one a block, `rows` apart
+  int32_t* sum;  // int8 only: `sums` a block, sums * rows apart; minus the sum of 256 / sums codes each
+  int64_t sums;
+};
+
 struct RowwiseKernels {
   // out = x / sqrt(mean(x^2) + eps) * (weight + offset). Sum of squares in 16 interleaved partial sums. out may be x.
   void (*rms_norm)(const float* x, const float* weight, float offset, float eps, int64_t n, float* out);
 
-  // Per group of kActivationGroup values: scale = absmax / 127, codes = round(x / scale), sum of codes.
-  // `codes` has room for round_up(n, 64); the rest up to there is zero. A group with NaN or Inf gets scale NaN.
-  void (*quantize_s8)(const float* x, int64_t n, int8_t* codes, float* scale, int32_t* sum);
-
-  // Rounds to bf16, ties to even; room for round_up(n, 64), zero-filled.
-  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);
+  // One row of x as the operand of a product, times `multiplier` (null: 1): values of the format, or
+  //   int8: per block of kActivationGroup scale = absmax / 127, codes = round(x / scale), and minus the sums of codes.
+  // The last block is filled up with zeros. A block with NaN or Inf gets scale NaN.
+  void (*act_f32)(layout::ConstElements x, const float* multiplier, int64_t n, const ActRow& out);
+  void (*act_bf16)(layout::ConstElements x, const float* multiplier, int64_t n, const ActRow& out);
+  void (*act_s8)(layout::ConstElements x, const float* multiplier, int64_t n, const ActRow& out);
 
   // Half-split rotation of the first `rotary` channels of one head, in place:
   //   x[i], x[i + h] = x[i] cos[i] - x[i + h] sin[i],  x[i + h] cos[i + h] + x[i] sin[i + h]     h = rotary / 2

@@ -1,6 +1,7 @@
 // The row kernels, written once against the lanes of isa/*.h; each ISA file includes this inside its target region.
 #pragma once
 #include "isa/math.h"
+#include "isa/tail.h"
 #include "kernels/rowwise/rowwise.h"
 
 namespace torch_cpullm {
@@ -8,24 +9,6 @@ namespace {
 
 using layout::Format;
 using layout::kPageTokens;
-
-struct WholeVector {
-  f32x16 load(const float* p) const { return load_f32(p); }
-  void store(float* p, f32x16 a) const { store_f32(p, a); }
-};
-struct PartOfVector {
-  int count;
-  f32x16 load(const float* p) const { return load_f32_tail(p, count); }
-  void store(float* p, f32x16 a) const { store_f32_tail(p, a, count); }
-};
-
-// body(offset, lanes) for whole vectors, then for the tail: one text for both.
-template <class Body>
-inline void for_lanes(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) body(i, WholeVector{});
-  if (i < n) body(i, PartOfVector{static_cast<int>(n - i)});
-}
 
 void rms_norm(const float* x, const float* weight, float offset, float eps, int64_t n, float* out) {
   f32x16 squares = zero_f32();
@@ -54,29 +37,98 @@ inline float quantization_scale(const float* x, int64_t n) {
 // Zero for an all-zero or poisoned group, and where 1 / scale would overflow (absmax below 2^-120: the codes are 0).
 inline float inverse_of(float scale) { return scale > 1e-37f ? 1.0f / scale : 0.0f; }
 
-// Rounded and clamped to [-127, 127]; NaN becomes a number, because max returns its second operand.
-inline f32x16 code_of(f32x16 x, f32x16 inverse) {
-  const f32x16 code = round_even(mul(x, inverse));
-  return max(min(code, set1_f32(127.0f)), set1_f32(-127.0f));
+// Clamped to [-127, 127], then rounded; NaN becomes 127, because min returns its second operand.
+inline i32x16 code_of(f32x16 x, f32x16 inverse) {
+  return to_i32(max(min(mul(x, inverse), set1_f32(127.0f)), set1_f32(-127.0f)));
 }
 
-void quantize_s8(const float* x, int64_t n, int8_t* codes, float* scale, int32_t* sum) {
-  for (int64_t first = 0, group = 0; first < n; first += layout::kActivationGroup, ++group) {
-    const int64_t width = first + layout::kActivationGroup < n ? layout::kActivationGroup : n - first;
-    scale[group] = quantization_scale(x + first, width);
-    const f32x16 inverse = set1_f32(inverse_of(scale[group]));
-    int32_t total = 0;
-    for_lanes(width, [&](int64_t i, auto lanes) {
-      total += store_s8(codes + first + i, code_of(lanes.load(x + first + i), inverse));
-    });
-    sum[group] = total;
+// The row as it is, or times a multiplier: body(source) with source.load(offset, lanes).
+template <class T>
+struct Plain {
+  const T* x;
+  template <class Lanes>
+  f32x16 load(int64_t i, Lanes lanes) const {
+    return lanes.load(x + i);
   }
-  for (int64_t i = layout::round_up(n, 16); i < layout::round_up(n, 64); ++i) codes[i] = 0;
+};
+template <class T>
+struct Multiplied {
+  const T* x;
+  const float* multiplier;
+  template <class Lanes>
+  f32x16 load(int64_t i, Lanes lanes) const {
+    return mul(lanes.load(x + i), lanes.load(multiplier + i));
+  }
+};
+template <class Body>
+inline void with_source(layout::ConstElements elements, const float* multiplier, const Body& body) {
+  with_type(elements, [&]<class T>(const T* x) {
+    if (multiplier) return body(Multiplied<T>{x, multiplier});
+    body(Plain<T>{x});
+  });
 }
 
-void to_bf16(const float* x, int64_t n, uint16_t* out) {
-  for_lanes(n, [&](int64_t i, auto lanes) { store_bf16(out + i, lanes.load(x + i)); });
-  for (int64_t i = layout::round_up(n, 16); i < layout::round_up(n, 64); ++i) out[i] = 0;
+// For each block of the row: body(first k, width, block index), after its 256 bytes were zeroed where they will not be
+// filled.
+template <class Body>
+inline void for_blocks(int64_t n, layout::Codes codes, const kernels::ActRow& out, const Body& body) {
+  const int64_t depth = layout::block_depth(codes);
+  for (int64_t first = 0, block = 0; first < n; first += depth, ++block) {
+    const int64_t width = first + depth < n ? depth : n - first;
+    uint8_t* values = out.values + block * out.rows * layout::kActBytes;
+    if (width < depth) std::memset(values, 0, layout::kActBytes);
+    body(first, width, block, values);
+  }
+}
+
+void act_f32(layout::ConstElements x, const float* multiplier, int64_t n, const kernels::ActRow& out) {
+  with_source(x, multiplier, [&](auto source) {
+    for_blocks(n, layout::Codes::f32, out, [&](int64_t first, int64_t width, int64_t, uint8_t* values) {
+      for_lanes(width, [&](int64_t i, auto lanes) {
+        lanes.store(reinterpret_cast<float*>(values) + i, source.load(first + i, lanes));
+      });
+    });
+  });
+}
+
+void act_bf16(layout::ConstElements x, const float* multiplier, int64_t n, const kernels::ActRow& out) {
+  with_source(x, multiplier, [&](auto source) {
+    for_blocks(n, layout::Codes::bf16, out, [&](int64_t first, int64_t width, int64_t, uint8_t* values) {
+      for_lanes(width, [&](int64_t i, auto lanes) {
+        store_bf16(reinterpret_cast<uint16_t*>(values) + i, source.load(first + i, lanes));
+      });
+    });
+  });
+}
+
+void act_s8(layout::ConstElements x, const float* multiplier, int64_t n, const kernels::ActRow& out) {
+  with_source(x, multiplier, [&](auto source) {
+    for_blocks(n, layout::Codes::int8, out, [&](int64_t first, int64_t width, int64_t block, uint8_t* values) {
+      f32x16 largest = zero_f32(), poison = zero_f32();
+      for_lanes(width, [&](int64_t i, auto lanes) {
+        const f32x16 a = source.load(first + i, lanes);
+        largest = max(abs(a), largest);
+        poison = fma(a, zero_f32(), poison);
+      });
+      const float scale = reduce_max(largest) / 127.0f + reduce_add(poison);
+      const f32x16 inverse = set1_f32(inverse_of(scale));
+      out.scale[block * out.rows] = scale;
+      const int64_t each = layout::kActivationGroup / out.sums;
+      for (int64_t group = 0; group < out.sums; ++group) {
+        const int64_t start = group * each, left = width - start;
+        i32x16 sum = set1_i32(0);
+        for_lanes(left < 0      ? 0
+                  : left < each ? left
+                                : each,
+                  [&](int64_t i, auto lanes) {
+                    const i32x16 codes = code_of(source.load(first + start + i, lanes), inverse);
+                    store_s8(reinterpret_cast<int8_t*>(values) + start + i, codes);
+                    sum = add(sum, codes);
+                  });
+        out.sum[block * out.rows * out.sums + group] = -reduce_add(sum);
+      }
+    });
+  });
 }
 
 void rope(float* x, const float* cos, const float* sin, int64_t rotary) {

@@ -1,0 +1,40 @@
+"""nn.Embedding whose table is packed, or read from the packed head it is tied to."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from torch_cpullm.formats import WeightFormat
+from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.modules.packed import PackedModule, PackedState
+from torch_cpullm.ops import linear as ops
+
+
+class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]
+    """An Embedding that keeps `packed` in place of its table; see PackedModule."""
+
+    @staticmethod
+    def take_over(embedding: nn.Embedding, source: torch.Tensor | PackedLinear, format: WeightFormat) -> None:
+        """Turn `embedding` into a PackedEmbedding in place and drop its table.
+
+        Args:
+            embedding: a plain one.
+            source: packed bytes, or the tied head that holds them for both.
+            format: of the bytes.
+        """
+        owner = (source,) if isinstance(source, PackedLinear) else None
+        state = PackedState(format, embedding.weight.dtype, embedding.weight.requires_grad, owner=owner)
+        del embedding.weight
+        embedding.__class__ = PackedEmbedding
+        embedding.begin(None if isinstance(source, PackedLinear) else source, state)  # type: ignore[operator]
+
+    def give_back(self) -> None:
+        """Turn back into a plain Embedding with the table dequantised."""
+        weight = self.end()
+        self.__class__ = nn.Embedding  # type: ignore[assignment]
+        self.register_parameter("weight", weight)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Token ids [...] -> [..., D] in the dtype the table had."""
+        return ops.embed(input, self.bytes, self._packed_state.dtype)
