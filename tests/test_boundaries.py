@@ -23,8 +23,16 @@ def offenders(files, pattern, allowed):
 RULES = {
     "only ops calls torch.ops": (PYTHON, r"torch\.ops\.(?!torch_cpullm\.\*)", r"torch_cpullm/ops/"),
     "only ops loads the library": (PYTHON, r"load_library\(", r"torch_cpullm/ops/library.py"),
-    "only pack and modules/linear.py re-lay weights": (PYTHON, r"ops\.pack\(", r"torch_cpullm/(pack|modules/linear)"),
-    "only swap.py and linear.py change classes": (PYTHON, r"__class__ =", r"torch_cpullm/modules/(swap|linear).py"),
+    "only pack and what holds packed bytes re-lay weights": (
+        PYTHON,
+        r"ops\.pack\(",
+        r"torch_cpullm/(pack/|modules/pack)",
+    ),
+    "only swap.py and packed modules change classes": (
+        PYTHON,
+        r"__class__ =",
+        r"torch_cpullm/modules/(swap|linear|embedding).py",
+    ),
     "only config.py reads the environment": (PYTHON, r"os\.environ|getenv", r"torch_cpullm/config.py"),
     "no model is named in the core": (
         PYTHON,

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from torch_cpullm.formats import INT4, INT8
 from torch_cpullm.ops import introspect, linear, rowwise
 from torch_cpullm.ops.attention import paged_attention, slim_attention
+from torch_cpullm.testing.formats import FORMATS
 from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import filled_pages
 
@@ -24,10 +26,15 @@ def hard(*shape):
 
 def sample():
     out = {}
-    for format in ("f32", "bf16", "int8"):
+    for name, format in FORMATS.items():
         for rows, columns, depth in ((1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (130, 70, 520)):
             packed = linear.pack(hard(columns, depth), torch.randn(columns), format)
-            out[f"linear {format} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), guarded(packed))
+            out[f"pack {name} {columns} {depth}"] = packed
+            out[f"linear {name} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), guarded(packed))
+    packed = linear.pack(hard(65, 300), None, INT8)
+    for dtype in (torch.bfloat16, torch.float16):
+        out[f"linear of {dtype}"] = linear.linear(guarded(hard(3, 300).to(dtype)), packed)
+        out[f"pack of {dtype}"] = linear.pack(guarded(hard(65, 300).to(dtype)), None, INT4)
     for width in (1, 16, 50, 100):
         out[f"rms_norm {width}"] = rowwise.rms_norm(hard(4, width), torch.randn(width), 1e-6, 1.0)
         for activation in ("silu", "gelu_tanh", "gelu_erf"):
@@ -55,8 +62,9 @@ def sample_bad_rows():
     """Rows with NaN and Inf; what max, min and compare do with those is a part of what lanes must agree on."""
     x = hard(9, 300)
     x[2, 7], x[4, 299], x[6, 0] = float("nan"), float("inf"), float("-inf")
+    for name, format in FORMATS.items():
+        yield f"linear {name}", linear.linear(x, linear.pack(hard(65, 300), None, format))
     for format in ("f32", "bf16", "int8"):
-        yield f"linear {format}", linear.linear(x, linear.pack(hard(65, 300), None, format))
         key, value = torch.randn(2, 1, 40, 1, 16)
         key[0, 9, 0, 3], value[0, 21, 0, 15], value[0, 22, 0, 0] = float("nan"), float("inf"), float("nan")
         yield (

@@ -97,7 +97,8 @@ def test_deepcopy_and_pickle(int8):
         assert torch.equal(tokens(model), expected)
         assert torch_cpullm.explain(model).swapped
         assert isinstance(model.lm_head, PackedLinear)
-        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert model.model.embed_tokens.bytes is model.lm_head.packed
+        assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
 
 
 def test_a_cache_refuses_to_be_pickled(int8):
@@ -126,6 +127,8 @@ def test_state_dict_round_trip(int8):
     for parameter in int8.parameters():
         torch.nn.init.ones_(parameter)
     int8.model.layers[2].mlp.up_proj.weight = torch.nn.Parameter(torch.zeros(1024, 384))
+    int8.model.embed_tokens.weight = torch.nn.Parameter(torch.randn(8192, 384))
+    assert torch.equal(int8.model.embed_tokens.weight, int8.lm_head.weight)  # tied still
     assert not torch.equal(tokens(int8), expected)
     int8.load_state_dict(state)
     assert torch.equal(tokens(int8), expected)
@@ -177,10 +180,16 @@ def test_restore_says_that_bf16_was_lossy_for_float32():
 
 def test_bad_arguments():
     model = tiny_model(*WHOLE["llama"])
-    with pytest.raises(ConfigError, match=r"weights: expected one of 'int8', 'bf16', 'keep', got 'int3'"):
+    with pytest.raises(ConfigError, match=r"weights: expected one of 'int8', 'int4', 'bf16', 'keep', got 'int3'"):
         torch_cpullm.optimize(model, weights="int3")
     with pytest.raises(ConfigError, match="kv_cache"):
         torch_cpullm.optimize(model, kv_cache="fp8")
+    with pytest.raises(ConfigError, match=r"group_size: expected one of None, 32, 64, 128 with weights='int4', got 0"):
+        torch_cpullm.optimize(model, weights="int4", group_size=0)
+    with pytest.raises(ConfigError, match=r"symmetric: expected one of True with weights='int8', got False"):
+        torch_cpullm.optimize(model, symmetric=False)
+    with pytest.raises(ConfigError, match=r"calibrated: expected one of False with weights='bf16'"):
+        torch_cpullm.optimize(model, weights="bf16", calibration=["text"])
     with pytest.raises(ConfigError, match="attention"):
         torch_cpullm.optimize(model, attention="flash")
     with pytest.raises(UnsupportedModelError, match=r"model: expected a torch.nn.Module, got str"):
@@ -188,7 +197,16 @@ def test_bad_arguments():
 
 
 @pytest.mark.parametrize(
-    "choices", [{"attention": "keep"}, {"check": False}, {"lm_head": "keep"}, {"weights": "bf16", "lm_head": "int8"}]
+    "choices",
+    [
+        {"attention": "keep"},
+        {"check": False},
+        {"lm_head": "keep"},
+        {"weights": "bf16", "lm_head": "int8"},
+        {"group_size": 32},
+        {"activations": "bf16"},
+        {"embeddings": "keep"},
+    ],
 )
 def test_every_choice_works(choices):
     stock = bundled_model(torch.bfloat16)

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from torch_cpullm.formats import BF16, INT4, INT8, WeightFormat
 from torch_cpullm.ops import attention, block, linear, rowwise
 from torch_cpullm.ops.attention import KvPages
 from torch_cpullm.testing.pages import empty_pages
 
-PACKED = linear.pack(torch.randn(32, 64), None, "int8")
+PACKED = linear.pack(torch.randn(32, 64), None, INT8)
 X = torch.randn(2, 64)
+ASYMMETRIC = WeightFormat("int4", "int8", 32, asymmetric=True)
 
 
 def kv(**changes):
@@ -27,8 +29,8 @@ def attend(pages, q=None, mask=None, soft_cap=0.0):
 
 def mlp(hidden=None, gate_up=None, down=None, norm=None, activation="silu"):
     weights = block.MlpWeights(
-        gate_up=gate_up if gate_up is not None else [linear.pack(torch.randn(48, 64), None, "int8")] * 2,
-        down=down if down is not None else linear.pack(torch.randn(64, 48), None, "int8"),
+        gate_up=gate_up if gate_up is not None else [linear.pack(torch.randn(48, 64), None, INT8)] * 2,
+        down=down if down is not None else linear.pack(torch.randn(64, 48), None, INT8),
         input_norm_D=norm if norm is not None else torch.ones(64),
         output_norm_D=None,
     )
@@ -42,8 +44,8 @@ def attend_block(**changes):
     rope = torch.ones(1, 1, 32)
     fields = {
         "hidden": torch.randn(2, 1, 64),
-        "qkv": [linear.pack(torch.randn(256, 64), None, "int8")],
-        "output": linear.pack(torch.randn(64, 128), None, "int8"),
+        "qkv": [linear.pack(torch.randn(256, 64), None, INT8)],
+        "output": linear.pack(torch.randn(64, 128), None, INT8),
         "input_norm_D": torch.ones(64),
         "query_norm_C": None,
         "key_norm_C": None,
@@ -69,13 +71,55 @@ def gradient(*shape):
 
 
 CASES = {
-    "pack complex bias": (lambda: linear.pack(X, torch.ones(2, dtype=torch.complex64), "int8"), TypeError, "bias"),
+    "pack complex bias": (lambda: linear.pack(X, torch.ones(2, dtype=torch.complex64), INT8), TypeError, "bias"),
     "bytes of negative heads": (lambda: attention.layer_bytes(-1, 64, "int8"), ValueError, "kv_heads"),
-    "pack integers": (lambda: linear.pack(torch.ones(3, 3, dtype=torch.int32), None, "int8"), TypeError, "weight"),
-    "pack a vector": (lambda: linear.pack(torch.randn(3), None, "int8"), ValueError, "weight"),
-    "pack nothing": (lambda: linear.pack(torch.randn(0, 3), None, "int8"), ValueError, "weight"),
-    "pack bias length": (lambda: linear.pack(torch.randn(3, 3), torch.randn(4), "int8"), ValueError, "bias"),
-    "pack format": (lambda: linear.pack(torch.randn(3, 3), None, "int3"), ValueError, "format"),
+    "pack integers": (lambda: linear.pack(torch.ones(3, 3, dtype=torch.int32), None, INT8), TypeError, "weight"),
+    "pack a vector": (lambda: linear.pack(torch.randn(3), None, INT8), ValueError, "weight"),
+    "pack nothing": (lambda: linear.pack(torch.randn(0, 3), None, INT8), ValueError, "weight"),
+    "pack bias length": (lambda: linear.pack(torch.randn(3, 3), torch.randn(4), INT8), ValueError, "bias"),
+    "pack codes": (lambda: linear.pack(X, None, WeightFormat("int3", "int8")), ValueError, "codes.*got 'int3'"),
+    "pack activation": (
+        lambda: linear.pack(X, None, WeightFormat("int8", "int4")),
+        ValueError,
+        "activation.*got 'int4'",
+    ),
+    "pack group": (lambda: linear.pack(X, None, WeightFormat("int8", "int8", 48)), ValueError, "group.*got 48"),
+    "pack int4 without groups": (
+        lambda: linear.pack(X, None, WeightFormat("int4", "int8")),
+        ValueError,
+        "without groups",
+    ),
+    "pack bf16 in groups": (lambda: linear.pack(X, None, WeightFormat("bf16", "bf16", 32)), ValueError, "with groups"),
+    "pack int8 with zeros": (lambda: linear.pack(X, None, WeightFormat("int8", "int8", 32, True)), ValueError, "zeros"),
+    "pack int8, float x": (lambda: linear.pack(X, None, WeightFormat("int8", "f32")), ValueError, "activations"),
+    "pack multiplier length": (lambda: linear.pack(X, None, INT8, torch.ones(5)), ValueError, "multiplier"),
+    "pack multiplier of zero": (lambda: linear.pack(X, None, INT8, torch.zeros(64)), ValueError, "multiplier.*got 0"),
+    "pack multiplier of NaN": (lambda: linear.pack(X, None, INT8, X[0] * float("nan")), ValueError, "multiplier"),
+    "pack scale shape": (
+        lambda: linear.pack(X, None, INT4, None, linear.Scales(torch.ones(2, 3))),
+        ValueError,
+        "scale.*groups",
+    ),
+    "pack scale of floats": (lambda: linear.pack(X, None, BF16, None, linear.Scales(X[:, :1])), ValueError, "scale"),
+    "pack scale, no zero": (
+        lambda: linear.pack(X, None, ASYMMETRIC, None, linear.Scales(torch.ones(2, 2))),
+        ValueError,
+        "zero",
+    ),
+    "pack zero of 16": (
+        lambda: linear.pack(X, None, ASYMMETRIC, None, linear.Scales(torch.ones(2, 2), torch.full((2, 2), 16.0))),
+        ValueError,
+        "zero.*0 to 15, got 16",
+    ),
+    "pack zero, symmetric": (
+        lambda: linear.pack(X, None, INT4, None, linear.Scales(torch.ones(2, 2), torch.ones(2, 2))),
+        ValueError,
+        "zero",
+    ),
+    "embed floats": (lambda: linear.embed(X, PACKED, torch.float32), TypeError, "ids"),
+    "embed out of range": (lambda: linear.embed(torch.tensor([32]), PACKED, torch.float32), IndexError, "ids.*got 32"),
+    "embed negative": (lambda: linear.embed(torch.tensor([-1]), PACKED, torch.float32), IndexError, "ids.*got -1"),
+    "embed dtype": (lambda: linear.embed(torch.tensor([1]), PACKED, torch.float64), TypeError, "dtype"),
     "linear width": (lambda: linear.linear(torch.randn(2, 63), PACKED), ValueError, "x: expected the last dimension"),
     "linear dtype": (lambda: linear.linear(X.double(), PACKED), TypeError, "x: expected float32"),
     "linear gradient": (
@@ -144,11 +188,11 @@ CASES = {
     "mlp depth": (lambda: mlp(hidden=torch.randn(1, 3, 60), norm=torch.ones(60)), ValueError, "gate_up"),
     "mlp outputs": (lambda: mlp(gate_up=[PACKED]), ValueError, "gate_up"),
     "mlp mixed formats": (
-        lambda: mlp(gate_up=[linear.pack(torch.randn(48, 64), None, f) for f in ("int8", "bf16")]),
+        lambda: mlp(gate_up=[linear.pack(torch.randn(48, 64), None, f) for f in (INT8, BF16)]),
         ValueError,
         "gate_up",
     ),
-    "mlp down": (lambda: mlp(down=linear.pack(torch.randn(60, 48), None, "int8")), ValueError, "down"),
+    "mlp down": (lambda: mlp(down=linear.pack(torch.randn(60, 48), None, INT8)), ValueError, "down"),
     "mlp norm": (lambda: mlp(norm=torch.ones(63)), ValueError, "input_norm"),
     "mlp activation": (lambda: mlp(activation="tanh"), ValueError, "activation"),
     "mlp no weights": (lambda: mlp(gate_up=()), ValueError, "gate_up"),
@@ -181,12 +225,12 @@ CASES = {
     ),
     "block hidden rank": (lambda: attend_block(hidden=torch.randn(2, 64)), ValueError, "hidden"),
     "block hidden dtype": (lambda: attend_block(hidden=torch.zeros(2, 1, 64).double()), TypeError, "hidden"),
-    "block depth": (lambda: attend_block(qkv=[linear.pack(torch.randn(256, 60), None, "int8")]), ValueError, "qkv"),
+    "block depth": (lambda: attend_block(qkv=[linear.pack(torch.randn(256, 60), None, INT8)]), ValueError, "qkv"),
     "block outputs": (lambda: attend_block(qkv=[PACKED]), ValueError, "qkv"),
     "block no weights": (lambda: attend_block(qkv=[]), ValueError, "qkv"),
     "block foreign weights": (lambda: attend_block(qkv=[torch.zeros(512, dtype=torch.uint8)]), ValueError, "qkv"),
     "block output": (
-        lambda: attend_block(output=linear.pack(torch.randn(60, 128), None, "bf16")),
+        lambda: attend_block(output=linear.pack(torch.randn(60, 128), None, BF16)),
         ValueError,
         "output",
     ),
@@ -241,7 +285,7 @@ ELSEWHERE = {
     "linear x": (lambda meta: linear.linear(meta(X), PACKED), "x"),
     "linear packed": (lambda meta: linear.linear(X, meta(PACKED)), "packed"),
     "unpack": (lambda meta: linear.unpack(meta(PACKED)), "packed"),
-    "pack": (lambda meta: linear.pack(X, meta(torch.ones(2)), "int8"), "bias"),
+    "pack": (lambda meta: linear.pack(X, meta(torch.ones(2)), INT8), "bias"),
     "norm": (lambda meta: rowwise.rms_norm(meta(X), torch.ones(64), 1e-6), "x"),
     "rope": (lambda meta: rowwise.rope(query(), meta(torch.ones(1, 1, 32)), torch.ones(1, 1, 32)), "cos"),
     "gate": (lambda meta: rowwise.gated(X, meta(X), "silu"), "up"),

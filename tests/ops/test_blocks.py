@@ -10,6 +10,7 @@ from torch_cpullm.ops.attention import KvPages, kv_append, paged_attention
 from torch_cpullm.ops.linear import linear, pack
 from torch_cpullm.ops.rowwise import gated, rms_norm, rope
 from torch_cpullm.reference import block as reference
+from torch_cpullm.testing.formats import EACH_KERNEL, FORMATS
 from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import empty_pages, filled_pages
 
@@ -41,8 +42,10 @@ def dense_attention(head_norms, output_norm, offset=0.0):
 def packed_attention(dense, format, fused):
     rows = [dense.q, dense.k, dense.v]
     return ops.AttentionWeights(
-        qkv=[pack(torch.cat(rows), None, format)] if fused else [pack(row, None, format) for row in rows],
-        output=pack(dense.o, None, format),
+        qkv=[pack(torch.cat(rows), None, FORMATS[format])]
+        if fused
+        else [pack(row, None, FORMATS[format]) for row in rows],
+        output=pack(dense.o, None, FORMATS[format]),
         input_norm_D=dense.input_norm_D,
         query_norm_C=dense.query_norm_C,
         key_norm_C=dense.key_norm_C,
@@ -60,13 +63,17 @@ def run_attention(hidden, dense, weights, kv, rope, mask=None):
     return ops.attention_block(hidden, weights, rope, kv, mask, numbers, ops.NormNumbers(dense.eps, dense.offset))
 
 
+def kv_format_for(format):
+    return format if format in ("f32", "bf16") else "int8"
+
+
 def close(got, expected, format):
     """Formats that round to codes may land on another code than the definition in float64: a step of 1/127 of a few."""
-    allowed = {"f32": 2e-5, "bf16": 2e-2, "int8": 3e-2}[format]
+    allowed = {"f32": 2e-5, "bf16": 2e-2}.get(format, 3e-2)
     assert float((got - expected).norm() / expected.norm()) < allowed
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 @pytest.mark.parametrize(
     ("head_norms", "output_norm", "fused", "offset"),
     [(False, False, False, 0.0), (True, False, False, 0.0), (True, True, False, 1.0), (False, False, True, 0.0)],
@@ -74,10 +81,10 @@ def close(got, expected, format):
 def test_attention_block(format, head_norms, output_norm, fused, offset):
     dense = dense_attention(head_norms, output_norm, offset)
     hidden, rope = torch.randn(2, 41, D), rope_tables(2, 41)
-    kv_format = "int8" if format == "int8" else "f32"
+    kv_format = kv_format_for(format)
     kv = empty_pages(2, 41, G, C, kv_format)
     got = run_attention(hidden, dense, packed_attention(dense, format, fused), kv, rope)
-    close(got, reference.attention_block(hidden, dense, rope, (format, kv_format)), format)
+    close(got, reference.attention_block(hidden, dense, rope, (FORMATS[format], kv_format)), format)
 
 
 def test_attention_block_with_soft_cap_and_padding():
@@ -88,7 +95,7 @@ def test_attention_block_with_soft_cap_and_padding():
     got = run_attention(
         hidden, dense, packed_attention(dense, "f32", False), empty_pages(2, 12, G, C, "f32"), rope, mask
     )
-    close(got, reference.attention_block(hidden, dense, rope, ("f32", "f32"), mask), "f32")
+    close(got, reference.attention_block(hidden, dense, rope, (FORMATS["f32"], "f32"), mask), "f32")
 
 
 def attention_by_parts(hidden, dense, weights, kv, tables, mask=None):
@@ -109,7 +116,7 @@ def attention_by_parts(hidden, dense, weights, kv, tables, mask=None):
     return hidden + out
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 @pytest.mark.parametrize("norms", [False, True])
 def test_attention_block_is_its_parts_bit_for_bit(format, norms):
     """Each part is held to its definition in a file of its own; here nothing may be added to them, nor left out."""
@@ -117,7 +124,7 @@ def test_attention_block_is_its_parts_bit_for_bit(format, norms):
     weights = packed_attention(dense, format, not norms)
     for tokens, past, threads in ((1, 0, 1), (1, 299, 4), (7, 40, 3), (130, 0, 2)):
         torch.set_num_threads(threads)
-        old = filled_pages(*torch.randn(2, 2, past + tokens, G, C), torch.full((2,), past), format)
+        old = filled_pages(*torch.randn(2, 2, past + tokens, G, C), torch.full((2,), past), kv_format_for(format))
         hidden, tables = torch.randn(2, tokens, D), rope_tables(2, tokens, past)
         mask = torch.rand(2, 1, tokens, past + tokens) < 0.7 if norms else None
         new = replace(old, pages=old.pages.clone())
@@ -139,13 +146,13 @@ def test_attention_block_with_one_kv_head_split_between_threads():
         assert torch.equal(run_attention(hidden, dense, weights, old, tables), expected)
 
 
-@pytest.mark.parametrize("format", ["f32", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 def test_a_bad_token_reaches_who_attends_to_it(format):
     dense = dense_attention(True, False)
     weights, tables, hidden = packed_attention(dense, format, False), rope_tables(2, 20), torch.randn(2, 20, D)
-    clean = run_attention(hidden, dense, weights, empty_pages(2, 20, G, C, format), tables)
+    clean = run_attention(hidden, dense, weights, empty_pages(2, 20, G, C, kv_format_for(format)), tables)
     hidden[0, 11, 3] = float("nan")
-    got = run_attention(hidden, dense, weights, empty_pages(2, 20, G, C, format), tables)
+    got = run_attention(hidden, dense, weights, empty_pages(2, 20, G, C, kv_format_for(format)), tables)
     assert torch.equal(got[0, :11], clean[0, :11])
     assert got[0, 11:].isnan().all()
     assert torch.equal(got[1], clean[1])
@@ -180,7 +187,9 @@ def test_nothing_to_do(batch, tokens):
     assert run_mlp(hidden, dense_mlp("silu", True), "int8", False).shape == hidden.shape
 
 
-@pytest.mark.parametrize(("format", "kv_format"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8")])
+@pytest.mark.parametrize(
+    ("format", "kv_format"), [("f32", "f32"), ("bf16", "bf16"), ("int8", "int8"), ("int4 g32", "int8")]
+)
 def test_token_by_token_gives_the_bits_of_one_call(format, kv_format):
     dense = dense_attention(True, False)
     weights = packed_attention(dense, format, False)
@@ -215,24 +224,26 @@ def dense_mlp(activation, output_norm, offset=0.0):
 def run_mlp(hidden, dense, format, fused):
     parts = [dense.gate, dense.up]
     weights = ops.MlpWeights(
-        gate_up=[pack(torch.cat(parts), None, format)] if fused else [pack(part, None, format) for part in parts],
-        down=pack(dense.down, None, format),
+        gate_up=[pack(torch.cat(parts), None, FORMATS[format])]
+        if fused
+        else [pack(part, None, FORMATS[format]) for part in parts],
+        down=pack(dense.down, None, FORMATS[format]),
         input_norm_D=dense.input_norm_D,
         output_norm_D=dense.output_norm_D,
     )
     return ops.mlp_block(hidden, weights, dense.activation, ops.NormNumbers(dense.eps, dense.offset))
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu_erf"])
 @pytest.mark.parametrize(("output_norm", "fused", "offset"), [(False, False, 0.0), (True, True, 1.0)])
 def test_mlp_block(format, activation, output_norm, fused, offset):
     dense = dense_mlp(activation, output_norm, offset)
     hidden = torch.randn(2, 9, D)
-    close(run_mlp(hidden, dense, format, fused), reference.mlp_block(hidden, dense, format), format)
+    close(run_mlp(hidden, dense, format, fused), reference.mlp_block(hidden, dense, FORMATS[format]), format)
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 def test_mlp_rows_depend_on_nothing_else(format):
     dense = dense_mlp("silu", True)
     hidden = torch.randn(3, 50, D)
@@ -243,20 +254,20 @@ def test_mlp_rows_depend_on_nothing_else(format):
         assert torch.equal(run_mlp(hidden[1:2, 7:8], dense, format, False), expected[1:2, 7:8])
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu_erf"])
 def test_mlp_block_is_its_parts_bit_for_bit(format, activation):
     for rows, fused, output_norm in ((1, False, False), (9, True, True), (600, False, True)):
         dense, hidden = dense_mlp(activation, output_norm, 1.0), torch.randn(1, rows, D)
         x = rms_norm(hidden, dense.input_norm_D, dense.eps, dense.offset)
-        gate, up = (linear(x, pack(part, None, format)) for part in (dense.gate, dense.up))
-        out = linear(gated(gate, up, activation), pack(dense.down, None, format))
+        gate, up = (linear(x, pack(part, None, FORMATS[format])) for part in (dense.gate, dense.up))
+        out = linear(gated(gate, up, activation), pack(dense.down, None, FORMATS[format]))
         if output_norm:
             out = rms_norm(out, dense.output_norm_D, dense.eps, dense.offset)
         assert torch.equal(run_mlp(hidden, dense, format, fused), hidden + out)
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("format", EACH_KERNEL)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_row_of_an_mlp_stays_alone(format, bad):
     dense, hidden = dense_mlp("silu", True), torch.randn(2, 8, D)

@@ -1,12 +1,16 @@
 """torch.library.opcheck on every op: schema, fake kernel, mutation and functionalisation agree with the real thing."""
 
+import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from torch_cpullm.formats import INT8
 from torch_cpullm.ops.attention import layer_bytes
 from torch_cpullm.ops.library import kernels
 from torch_cpullm.ops.linear import pack
+from torch_cpullm.testing.formats import FORMATS
 
-PACKED = pack(torch.randn(64, 64), None, "int8")
+PACKED = pack(torch.randn(64, 64), None, INT8)
 TABLE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
 PAST = torch.tensor([3, 3], dtype=torch.int32)
 
@@ -18,12 +22,13 @@ def pages(format="int8"):
 def arguments():
     q, k = torch.randn(2, 2, 4, 32), torch.randn(2, 2, 2, 32)
     rope = torch.ones(2, 2, 32)
-    qkv = [pack(torch.randn(256, 64), None, "int8")]
-    attention = (torch.randn(2, 2, 64), qkv, pack(torch.randn(64, 128), None, "int8"), torch.ones(64), None, None, None)
+    qkv = [pack(torch.randn(256, 64), None, INT8)]
+    attention = (torch.randn(2, 2, 64), qkv, pack(torch.randn(64, 128), None, INT8), torch.ones(64), None, None, None)
     numbers = (4, 2, "int8", 1e-6, 0.0, 0.2, 0.0)
-    gate_up = [pack(torch.randn(32, 64), None, "int8")] * 2
+    gate_up = [pack(torch.randn(32, 64), None, INT8)] * 2
     return {
-        "pack": (torch.randn(70, 50), torch.randn(70), "int8"),
+        "pack": (torch.randn(70, 50), torch.randn(70), "int8", "int8", 0, False, None, None, None),
+        "embed": (torch.tensor([[1, 2, 3]]), PACKED, torch.bfloat16),
         "unpack": (PACKED,),
         "linear": (torch.randn(3, 64), PACKED),
         "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
@@ -37,7 +42,7 @@ def arguments():
         "mlp_block": (
             torch.randn(2, 2, 64),
             gate_up,
-            pack(torch.randn(64, 32), None, "int8"),
+            pack(torch.randn(64, 32), None, INT8),
             torch.ones(64),
             None,
             "silu",
@@ -47,14 +52,23 @@ def arguments():
     }
 
 
-def pytest_generate_tests(metafunc):
-    metafunc.parametrize("name", arguments())
-
-
+@pytest.mark.parametrize("name", arguments())
 def test_opcheck(name):
-    # The sizes of unpack and linear lie in the packed bytes: their fake results have unbacked sizes, which the dynamic
+    # The sizes of unpack, linear and embed lie in the packed bytes: their fake results have unbacked sizes, which the dynamic
     # tracing test cannot compare.
     utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if name not in ("unpack", "linear"):
+    if name not in ("unpack", "linear", "embed"):
         utilities.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(getattr(kernels, name), arguments()[name], test_utils=utilities)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", [(70, 50), (64, 256), (65, 300), (3, 1), (130, 513)])
+def test_the_fake_pack_knows_the_size(shape, format):
+    form = FORMATS[format]
+    weight, bias, multiplier = torch.randn(shape), torch.randn(shape[0]), torch.ones(shape[1])
+    arguments = (form.codes, form.activation, form.group, form.asymmetric)
+    for options in ((None, *arguments, None), (bias, *arguments, multiplier)):
+        real = kernels.pack(weight, *options, None, None)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert kernels.pack(weight, *options, None, None).shape == real.shape
