@@ -15,6 +15,7 @@ from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.contest import Call, Work, copies_beyond_cache, hold, rotated
+from torch_cpullm.formats import BF16, INT8, KvFormat
 from torch_cpullm.ops import attention, linear
 
 pytestmark = pytest.mark.bench
@@ -51,7 +52,7 @@ def _stock_linears(x_MK: torch.Tensor, weight_NK: torch.Tensor, weights: str) ->
 def test_linear(benchmark: Any, weights: str, size_KN: tuple[int, int], rows: int) -> None:
     inputs, outputs = size_KN
     weight_NK, x_MK = _matrix(outputs, inputs), 50 * _matrix(rows, inputs)
-    packed = copies_beyond_cache(linear.pack(weight_NK, None, weights))
+    packed = copies_beyond_cache(linear.pack(weight_NK, None, {"int8": INT8, "bf16": BF16}[weights]))
     ours = rotated(lambda w: linear.linear(x_MK, w), packed)
     work = (
         Work(bytes_read=inputs * outputs * BYTES[weights])

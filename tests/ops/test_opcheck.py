@@ -54,8 +54,8 @@ def arguments():
 
 @pytest.mark.parametrize("name", arguments())
 def test_opcheck(name):
-    # The sizes of unpack, linear and embed lie in the packed bytes: their fake results have unbacked sizes, which the dynamic
-    # tracing test cannot compare.
+    # The sizes of unpack, linear and embed lie in the packed bytes: their fake results have unbacked sizes, which the
+    # dynamic tracing test cannot compare.
     utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
     if name not in ("unpack", "linear", "embed"):
         utilities.append("test_aot_dispatch_dynamic")

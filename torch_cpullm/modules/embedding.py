@@ -38,5 +38,5 @@ class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Token ids [...] -> [..., D] in the dtype the table had."""
         out = ops.embed(input, self.bytes, self._packed_state.dtype)
-        # The table is frozen, but what is behind it may be trained: layers see by their input that gradients are wanted.
+        # The table is frozen, but what follows may be trained: layers see by their input that gradients are wanted.
         return out.requires_grad_() if torch.is_grad_enabled() and self._packed_state.trainable else out
