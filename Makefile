@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow bench lint format sanitize build clean
+.PHONY: help demo test slow bench lint format sanitize fuzz build clean
 
 # The requirements of pyproject.toml: those of the build, of the package, and of the extras named as arguments.
 REQUIREMENTS = $(PY) -c 'import importlib, sys; \
@@ -51,7 +51,11 @@ sanitize: export UBSAN_OPTIONS = print_stacktrace=1
 sanitize: $(VENV)/.dev  ## the test suite under AddressSanitizer and UndefinedBehaviorSanitizer (g++)
 	@$(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(VENV)/bin/pytest -o pythonpath=build/sanitize/lib --capture=sys
+	  $(VENV)/bin/pytest -o pythonpath=build/sanitize/lib --capture=sys $(SANITIZED_TESTS)
+
+CASES ?= 100000
+fuzz: SANITIZED_TESTS = tests/ops/test_fuzz.py -s --fuzz-cases $(CASES)
+fuzz: sanitize  ## CASES=100000 random linear layers under the sanitizers (about 20 minutes)
 
 # ninja is asked every time; it answers in 0.2 s when nothing changed.
 build: $(VENV)/.runtime

@@ -7,6 +7,10 @@ from torch_cpullm.ops import introspect
 from torch_cpullm.testing.kernels_seen import KERNELS_SEEN
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-cases", type=int, default=300, help="random problems of tests/ops/test_fuzz.py")
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """Every test starts from the same seed and thread count, and leaves the thread count as it was."""

@@ -112,9 +112,13 @@ void Linear::multiply_panel(int64_t panel, int64_t first_row, int64_t rows, cons
 void Linear::multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to) {
   const int64_t panels = layout::panel_count(weight_.columns);
   if (rows_ <= kBlockRows) {
-    // Each member reads its panels as one contiguous stream: decode lives from that.
-    const runtime::Range mine = team.share(panels);
+    // Each member reads its panels as one contiguous stream: decode lives from that. The last eighth is handed out one
+    // by one, since cores are never equally fast: with fixed halves one of two waited 5 to 10 % of the time.
+    const int64_t fixed = panels - panels / 8;
+    const runtime::Range mine = team.share(fixed);
     for (int64_t panel = mine.begin; panel < mine.end; ++panel) multiply_panel(panel, 0, rows_, x, team.rank, to);
+    for (int64_t panel = fixed + counter_.take(); panel < panels; panel = fixed + counter_.take())
+      multiply_panel(panel, 0, rows_, x, team.rank, to);
     return;
   }
   const int64_t blocks = layout::ceil_div(rows_, kBlockRows);

@@ -6,6 +6,9 @@ between two probes of some fifty milliseconds, and those at unlike placements ar
 
 from __future__ import annotations
 
+import itertools
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,12 +54,26 @@ class Roofline:
 
 
 _buffer: list[torch.Tensor] = []
+_turn = itertools.count()
 
 
 def _large_buffer() -> torch.Tensor:
+    """Floats on huge pages, as packed weights lie."""
     if not _buffer:
-        _buffer.append(torch.zeros(_BUFFER_BYTES // 4))
+        memory = mmap.mmap(-1, _BUFFER_BYTES)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        _buffer.append(torch.frombuffer(memory, dtype=torch.float32).fill_(0.0))
     return _buffer[0]
+
+
+def cold_read(threads: int, size: int) -> float:
+    """Bytes per second of one pass over `size` bytes that no cache holds."""
+    count = min(max(size // 4, 4096), _BUFFER_BYTES // 16)
+    parts = _BUFFER_BYTES // 4 // count
+    first = next(_turn) % parts * count
+    return ops.read_bandwidth(_large_buffer()[first : first + count], threads, 1)
 
 
 def classify(scaling: float, round_trip_s: float) -> Placement:

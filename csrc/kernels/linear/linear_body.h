@@ -245,8 +245,9 @@ struct TileGrouped {
         for (int v = 0; v < Vectors; ++v)
           sum[r][v] = Kind::template start<I32>(s, v, group, s.act_sum[r * s.sums + group]);
       }
+      prefetch<Rows, Vectors>(s, done + group);  // for the scales between the lines
       const auto next_line = [&] {
-        prefetch<Rows, Vectors>(s, done++);
+        prefetch<Rows, Vectors>(s, ++done + group);
         Kind::add_line(s, weight, act, sum);
         weight += layout::kLineBytes;
         act += Kind::kActPerLine;
@@ -296,7 +297,7 @@ void run_tiles(const kernels::LinearPanel& p, const Strip& s, int64_t ahead) {
     part.act_sum += row * s.sums;
     part.c += row * layout::kPanelColumns;
     part.fetch = s.weight + ahead + tile * share;
-    part.fetch_step = share / s.line_count;
+    part.fetch_step = share / (s.line_count + s.groups);  // a group fetches once more than it has lines
     run_rows<Tile, Vectors, Most>(part, rows);
     row += rows;
   }
