@@ -84,7 +84,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="new tokens in each lap")] = 64,
     repetitions: Annotated[int, typer.Option(help="laps of each contender")] = 15,
     threads: Annotated[int, typer.Option(help="threads to compute with")] = 2,
-    weights: Annotated[str, typer.Option(help="int8, bf16 or keep")] = "int8",
+    weights: Annotated[str, typer.Option(help="int8, int4, bf16 or keep")] = "int8",
     kv_cache: Annotated[str, typer.Option(help="int8, bf16 or keep")] = "int8",
 ) -> None:
     """Time stock and optimised generate() by turns; write the laps as JSON and the medians as a picture."""

@@ -1,4 +1,7 @@
-"""Every choice a user has, in one place; and the only Python reader of environment variables."""
+"""Every choice a user has, in one place; and the only Python reader of environment variables.
+
+csrc/dispatch/features.cpp reads TORCH_CPULLM_ISA as well, when the library is loaded.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ Embeddings = Literal["int8", "keep"]
 GROUP_SIZES = {"int8": (0, 32, 64, 128), "int4": (32, 64, 128)}
 KvCache = Literal["int8", "bf16", "keep"]
 Attention = Literal["slim", "keep"]
-
 
 _OF_WEIGHTS = ("group_size", "symmetric", "calibrated")  # what they may be depends on the weights' format
 

@@ -11,7 +11,8 @@ using layout::kChunkPages;
 using layout::kPageTokens;
 
 // At least two tall score tiles a block where there are that many rows, so that K is widened for 24 rows and not for
-// one; at most 192 (a block's queries and accumulators then still fit beside the scores).
+// one, even where 24 rows of scores exceed half the L2 (from 5461 tokens on with 1 MiB); at most 192 (a block's queries
+// and accumulators then still fit beside the scores).
 constexpr int64_t kFewestRows = 24, kMostRows = 192;
 
 int64_t tokens_per_block(const AttentionProblem& problem, int64_t padded) {

@@ -1,9 +1,10 @@
-// The two halves of a decoder layer, each one parallel region (design, decision 2):
+// The two halves of a decoder layer, each one parallel region (the MLP one for each 512 rows):
 //
 //   attention: norm -> q,k,v -> head norms, rope, KV append -> attention -> output projection (-> norm) -> + residual
 //   MLP:       norm -> gate,up -> act(gate) * up            -> down projection                 (-> norm) -> + residual
 //
-// Rows are floats in and floats out; each arrow is a barrier at most.
+// Rows are floats in and floats out. Between two arrows there is a barrier, and one more where rows are prepared for a
+// product.
 #pragma once
 #include <vector>
 

@@ -12,6 +12,7 @@ from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.observe import observe
 from torch_cpullm.modules.texts import MOST_WINDOWS, calibration_windows
 from torch_cpullm.testing.models import ATTENTION_ONLY, LEFT_ALONE, WHOLE, bundled_model, bundled_tokenizer, tiny_model
+from torch_cpullm.testing.outliers import plant_outliers
 
 IDS = torch.arange(100, 164)[None]
 TEXT = "def read(self, size=-1):\n    return self.buffer[self.start : self.start + size]\n" * 60
@@ -75,23 +76,6 @@ def test_every_family_runs_quantised(family, weights):
         assert after.isfinite().all()
         assert (after - before).norm() / before.norm() < (0.25 if weights == "int8" else 0.6)
         model.generate(ids, max_new_tokens=3, do_sample=False)
-
-
-def plant_outliers(model):
-    """A few channels of each norm 50 times as large, their weights as much smaller: the same function."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for layer in model.model.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            for norm, readers in (
-                (layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]),
-                (layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]),
-            ):
-                channels = torch.randperm(norm.weight.numel(), generator=generator)[:4]
-                norm.weight[channels] *= 50
-                for reader in readers:
-                    reader.weight[:, channels] /= 50
-    return model
 
 
 def test_outlier_channels_are_found_without_any_text(monkeypatch):

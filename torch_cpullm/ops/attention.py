@@ -17,7 +17,7 @@ class KvPages:
     """One layer's view of a pool, as the ops take it.
 
     Attributes:
-        pages: uint8 [pages, layer bytes], rows contiguous, any distance apart.
+        pages: uint8 [pages, layer bytes], rows contiguous, a multiple of 4 bytes apart, and not overlapping.
         table_BP: int32, the page numbers of each sequence in order.
         past_B: int32, tokens each sequence held before the call.
         kv_heads: G.

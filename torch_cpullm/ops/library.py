@@ -1,4 +1,4 @@
-"""Loads _C.so, which registers torch.ops.torch_cpullm.*; imported first by every file of this package."""
+"""Loads torch_cpullm/_C.so, which registers torch.ops.torch_cpullm.*; all of ops/ imports this file first."""
 
 from __future__ import annotations
 

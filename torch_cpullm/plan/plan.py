@@ -63,7 +63,7 @@ class Plan:
     kv: KvPlan
 
     def __repr__(self) -> str:
-        """Say what will happen in one line."""
+        """Say in one line what is planned; a proof or a check may still leave parts alone."""
         packed = [str(linear.format) for linear in self.linears if linear.format]
         return (
             f"Plan({self.structure.class_name}: "
