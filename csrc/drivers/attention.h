@@ -1,9 +1,9 @@
 // SlimAttention over the paged KV pool (arXiv 2407.07304, section 2.2), from one decoded token to a long prefill.
 //
 // One-dimensional decomposition: a task is (sequence, KV head, block of query tokens). It computes whole score rows
-// S[rows, tokens] into a buffer of its thread (half the L2 where that holds 24 rows), takes one ordinary softmax per row with the true
-// maximum, and multiplies by V once. All query heads of a KV head are rows of the same task and share every load of K
-// and V. Causal rows end at their own token: pages beyond are not touched.
+// S[rows, tokens] into a buffer of its thread (half the L2 where that holds 24 rows), takes one ordinary softmax per
+// row with the true maximum, and multiplies by V once. All query heads of a KV head are rows of the same task and share
+// every load of K and V. Causal rows end at their own token: pages beyond are not touched.
 //
 // Where there are fewer tasks than threads (decode of a model with few KV heads) the tokens are split in chunks of
 // kChunkPages. Sums over tokens are always taken per chunk and combined in chunk order, split or not, so the bits of

@@ -34,7 +34,8 @@ inline float quantization_scale(const float* x, int64_t n) {
   return reduce_max(largest) / 127.0f + reduce_add(poison);
 }
 
-// Zero for an all-zero or poisoned group, and where 1 / scale would come near overflow (absmax below 2^-115: the codes are 0).
+// Zero for an all-zero or poisoned group, and where 1 / scale would come near overflow (absmax below 2^-115: the codes
+// are 0).
 inline float inverse_of(float scale) { return scale > 1e-37f ? 1.0f / scale : 0.0f; }
 
 // Clamped to [-127, 127], then rounded; NaN becomes 127, because min returns its second operand.
