@@ -17,6 +17,9 @@ namespace {
 // Measured with 1 row: 1 KiB 93 %, 4 KiB 98 %, 8 and 16 KiB 100 % of the best; with 12 rows 4 KiB 88 %, 8 KiB 100 %.
 constexpr int64_t kAhead = 8192;
 constexpr int kWideVectors = 2;
+// Tiles that prefetch, where a block has more. Spread over all 20 tiles of 120 rows, each line was asked for many times
+// over, and int4 lost a sixth of its speed on one thread.
+constexpr int64_t kFetchingTiles = 3;
 
 // What a tile sees of one block.
 struct Strip {
@@ -40,14 +43,19 @@ inline i32x16 broadcast(const uint8_t* p) {
   return set1_i32(value);
 }
 
-// Before line `line` of `lines`: a part of the weights to come, and where tiles are wide of the next tile's
-// activations. With many rows those come from L2 or beyond, and a tile stalled for them several times: at 2048 rows of
-// 4096 bf16 that took a third of the time.
-template <int Rows, int Vectors>
-inline void prefetch(const Strip& s, int64_t line) {
+// A part of the weights to come.
+template <int Vectors>
+inline void prefetch_weights(const Strip& s, int64_t step) {
 #pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s.fetch + v * s.next + line * s.fetch_step);
-  if constexpr (Vectors > 1) __builtin_prefetch(s.act + Rows * layout::kActBytes + line * (Rows * 4));
+  for (int v = 0; v < Vectors; ++v) __builtin_prefetch(s.fetch + v * s.next + step * s.fetch_step);
+}
+
+// Where tiles are wide, the part of the next tile's activations that lies as far in it as `act` lies in this one's.
+// With many rows they come from L2 or beyond, and a tile stalled for them several times: at 2048 rows of 4096 bf16 that
+// took a third of the time, with half of them fetched int4 lost a fifth.
+template <int Rows, int Vectors>
+inline void prefetch_rows(const Strip& s, int64_t bytes_done) {
+  if constexpr (Vectors > 1) __builtin_prefetch(s.act + Rows * (layout::kActBytes + bytes_done));
 }
 
 template <int Rows, int Vectors>
@@ -97,7 +105,8 @@ struct TileF32 {
       for (int v = 0; v < Vectors; ++v) {
         w[v] = load_f32(reinterpret_cast<const float*>(weight + v * s.next));
       }
-      prefetch<Rows, Vectors>(s, line);
+      prefetch_weights<Vectors>(s, line);
+      prefetch_rows<Rows, Vectors>(s, 4 * line);
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) {
         float a;
@@ -123,7 +132,8 @@ struct TileBf16 {
       for (int v = 0; v < Vectors; ++v) {
         w[v] = load_bf16(weight + v * s.next);
       }
-      prefetch<Rows, Vectors>(s, line);
+      prefetch_weights<Vectors>(s, line);
+      prefetch_rows<Rows, Vectors>(s, 4 * line);
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) {
         const i32x16 pair = broadcast(s.act + r * layout::kActBytes + 4 * line);
@@ -155,7 +165,8 @@ struct TileS8 {
       for (int v = 0; v < Vectors; ++v) {
         w[v] = load_u8(weight + v * s.next);
       }
-      prefetch<Rows, Vectors>(s, line);
+      prefetch_weights<Vectors>(s, line);
+      prefetch_rows<Rows, Vectors>(s, 4 * line);
 #pragma GCC unroll 24
       for (int r = 0; r < Rows; ++r) {
         const I32 four = broadcast(s.act + r * layout::kActBytes + 4 * line);
@@ -200,13 +211,18 @@ struct GroupedU4 {
       low[v] = low_nibbles(both);
       high[v] = high_nibbles(both);
     }
+    // All of the first halves, then the second: a sum's two products would wait for each other side by side.
 #pragma GCC unroll 24
     for (int r = 0; r < Rows; ++r) {
-      const I32 first = broadcast(act + r * layout::kActBytes), second = broadcast(act + r * layout::kActBytes + 4);
+      const I32 four = broadcast(act + r * layout::kActBytes);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4_small(sum[r][v], low[v], first);
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4_small(sum[r][v], low[v], four);
+    }
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+      const I32 four = broadcast(act + r * layout::kActBytes + 4);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4_small(sum[r][v], high[v], second);
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4_small(sum[r][v], high[v], four);
     }
   }
   static constexpr int kActPerLine = 8;
@@ -245,9 +261,10 @@ struct TileGrouped {
         for (int v = 0; v < Vectors; ++v)
           sum[r][v] = Kind::template start<I32>(s, v, group, s.act_sum[r * s.sums + group]);
       }
-      prefetch<Rows, Vectors>(s, done + group);  // for the scales between the lines
+      prefetch_weights<Vectors>(s, done + group);  // for the scales between the lines
       const auto next_line = [&] {
-        prefetch<Rows, Vectors>(s, ++done + group);
+        prefetch_weights<Vectors>(s, ++done + group);
+        prefetch_rows<Rows, Vectors>(s, act - s.act);
         Kind::add_line(s, weight, act, sum);
         weight += layout::kLineBytes;
         act += Kind::kActPerLine;
@@ -284,11 +301,12 @@ void run_rows(const Strip& s, int64_t rows) {
   Tile::template run<Rows, Vectors>(s);
 }
 
-// All rows over `Vectors` strips, in tiles of at most Most rows and of even size. Each prefetches its share of what
-// lies `ahead`, so that memory has work while the later ones compute from L1.
+// All rows over `Vectors` strips, in tiles of at most Most rows and of even size. The first ones share the prefetching
+// of what lies `ahead`, so that memory has work while they compute from L1.
 template <class Tile, int Vectors, int Most>
 void run_tiles(const kernels::LinearPanel& p, const Strip& s, int64_t ahead) {
-  const int64_t tiles = layout::ceil_div(p.rows, Most), share = s.next / tiles;
+  const int64_t tiles = layout::ceil_div(p.rows, Most);
+  const int64_t sharing = tiles < kFetchingTiles ? tiles : kFetchingTiles, share = s.next / sharing;
   for (int64_t tile = 0, row = 0; tile < tiles; ++tile) {
     const int64_t rows = (p.rows - row) / (tiles - tile);
     Strip part = s;
@@ -296,7 +314,7 @@ void run_tiles(const kernels::LinearPanel& p, const Strip& s, int64_t ahead) {
     part.act_scale += row;
     part.act_sum += row * s.sums;
     part.c += row * layout::kPanelColumns;
-    part.fetch = s.weight + ahead + tile * share;
+    part.fetch = tile < sharing ? s.weight + ahead + tile * share : s.weight;
     part.fetch_step = share / (s.line_count + s.groups);  // a group fetches once more than it has lines
     run_rows<Tile, Vectors, Most>(part, rows);
     row += rows;
