@@ -19,7 +19,7 @@
 
 namespace torch_cpullm::drivers {
 
-// 120 rows = 20 tiles of 6: their 64-column sums are 30 KiB, and each byte of a block is used 20 times per load.
+// 120 rows = 10 tiles of 12 (grouped 20 of 6): their 64-column sums are 30 KiB, and a block in L1 serves all of them.
 constexpr int64_t kBlockRows = 120;
 
 // The rows of one operand in the form a packed weight wants. Weights with the same_input() may share it.

@@ -7,10 +7,12 @@ import torch
 
 import torch_cpullm
 from torch_cpullm.errors import ConfigError
-from torch_cpullm.modules import packing
+from torch_cpullm.modules import calibrate, packing
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.observe import observe
 from torch_cpullm.modules.texts import MOST_WINDOWS, calibration_windows
+from torch_cpullm.ops import linear as ops
+from torch_cpullm.pack.gptq import solve
 from torch_cpullm.testing.models import ATTENTION_ONLY, LEFT_ALONE, WHOLE, bundled_model, bundled_tokenizer, tiny_model
 from torch_cpullm.testing.outliers import plant_outliers
 
@@ -100,6 +102,32 @@ def test_outliers_are_explained_and_read_back():
     state = model.state_dict()
     model.load_state_dict(state)
     assert off(model, logits(model)) == 0.0
+
+
+def test_one_weight_of_a_group_may_be_replaced():
+    """The new one keeps the factors of its neighbours: q, k and v are still given one prepared input."""
+    model = torch_cpullm.optimize(plant_outliers(bundled_model()))
+    projection = model.model.layers[0].self_attn.q_proj
+    projection.weight = torch.nn.Parameter(2.0 * projection.weight)
+    assert ops.packed_info(projection.packed).has_multiplier
+    assert logits(model).isfinite().all()
+
+
+def test_a_failure_half_way_leaves_the_group_to_rounding(stock, monkeypatch):
+    calls = []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 9:  # k of the second layer, after its q was solved
+            raise RuntimeError("out of luck")
+        return solve(*arguments)
+
+    monkeypatch.setattr(calibrate, "solve", failing)
+    model = torch_cpullm.optimize(copy.deepcopy(stock), weights="int4", calibration=IDS)
+    told = torch_cpullm.explain(model)
+    assert any("out of luck" in note for note in told.notes)
+    assert sum(row.class_name == "Linear" for row in told.swapped) == 6 * 7 + 1
+    assert logits(model).isfinite().all()
 
 
 def test_calibration_makes_int4_better(stock):

@@ -14,10 +14,17 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
     """A Linear that keeps `packed` in place of its weight; see PackedModule."""
 
     @staticmethod
-    def take_over(linear: nn.Linear, packed: torch.Tensor, format: WeightFormat, tied_to: nn.Module | None) -> None:
+    def take_over(
+        linear: nn.Linear,
+        packed: torch.Tensor,
+        format: WeightFormat,
+        tied_to: nn.Module | None,
+        multiplier_K: torch.Tensor | None = None,
+    ) -> None:
         """Turn `linear` into a PackedLinear in place and drop its weight."""
+        tied = (tied_to,) if tied_to else None
         state = PackedState(
-            format, linear.weight.dtype, linear.weight.requires_grad, tied=(tied_to,) if tied_to else None
+            format, linear.weight.dtype, linear.weight.requires_grad, tied=tied, multiplier_K=multiplier_K
         )
         del linear.weight
         linear.__class__ = PackedLinear

@@ -24,7 +24,7 @@ class PackedState:
         owner: the module whose bytes these are, None for its own; modules lie in tuples, so that nn.Module does not
             register them as children.
         tied: the module whose weight was this one.
-        multiplier_K, scales: what the bytes were packed with, for packing another weight.
+        multiplier_K: what the bytes were packed with; another weight must keep it, since weights that share x do.
     """
 
     format: WeightFormat
@@ -32,6 +32,7 @@ class PackedState:
     trainable: bool
     owner: tuple[PackedModule] | None = None
     tied: tuple[nn.Module] | None = None
+    multiplier_K: torch.Tensor | None = None
 
     @property
     def lossy(self) -> bool:
@@ -102,7 +103,7 @@ class PackedModule(nn.Module):
         if state.owner:
             state.owner[0].pack(value)
         else:
-            self.packed = ops.pack(value.detach(), getattr(self, "bias", None), state.format)
+            self.packed = ops.pack(value.detach(), getattr(self, "bias", None), state.format, state.multiplier_K)
 
     def extra_repr(self) -> str:
         """Shape and format, for print(model)."""

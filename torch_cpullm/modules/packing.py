@@ -59,10 +59,15 @@ class Packer:
             multiplier_K = choose_multiplier(first.absmax_K, [module.weight for module in modules])
             if multiplier_K is not None and not self._helps(group, modules, multiplier_K, first.sample_MK):
                 multiplier_K = None
-        for linear, module in planned:
+        # All are solved before one is taken over: a failure half way leaves the whole group as it was.
+        solved = [
+            solver(linear, module, multiplier_K) if linear.format and isinstance(module, nn.Linear) else None
+            for linear, module in planned
+        ]
+        for (linear, module), solution in zip(planned, solved, strict=True):
             if self._progress:
                 self._progress(len(self.rows), self._total, linear.structure.path)
-            self.rows.append(self._pack_one(linear, module, multiplier_K, first, solver))
+            self.rows.append(self._pack_one(linear, module, multiplier_K, first, solution))
 
     def _helps(
         self, group: tuple[LinearPlan, ...], modules: list[nn.Linear], multiplier_K: torch.Tensor, x_MK: torch.Tensor
@@ -82,14 +87,13 @@ class Packer:
         module: nn.Module,
         multiplier_K: torch.Tensor | None,
         seen: Seen | None,
-        solver: Solver,
+        solved: Solved | None,
     ) -> Row:
         structure, format = linear.structure, linear.format
         before = structure.out_features * structure.in_features * _ELEMENT_BYTES[structure.dtype]
         row = Row(structure.path, "Linear", "left alone", before, before, linear.reason)
         if format is None or not isinstance(module, nn.Linear):
             return row
-        solved = solver(linear, module, multiplier_K)
         if solved is None:
             packed = pack_linear(module, format, multiplier_K)
         else:
@@ -101,7 +105,7 @@ class Packer:
                 reason = f"{format} would change its output by {result.error:.1%} (allowed {result.limit:.1%})"
                 return Row(structure.path, "Linear", "left alone", before, before, reason)
         tied = self._model.get_submodule(structure.tied_to) if structure.tied_to is not None else None
-        PackedLinear.take_over(module, packed, format, tied)
+        PackedLinear.take_over(module, packed, format, tied, multiplier_K)
         reason = linear.reason if multiplier_K is None else f"{linear.reason}, outlier channels moved into the weight"
         reason = reason if solved is None else f"{reason}, calibrated"
         return Row(structure.path, "Linear", str(format), 0 if tied else before, packed.numel(), reason)
