@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 import torch_cpullm
-from bench.contest import COLD_BYTES, Call, rotated
+from bench.contest import Call, rotated
 from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.picture_linear import draw_sweep
 from bench.rivals import rivals_of
 from torch_cpullm.demo.steps import step
 from torch_cpullm.formats import BF16, INT4, INT8, WeightFormat
-from torch_cpullm.machine.probe import cold_read
+from torch_cpullm.machine.probe import cold_bytes, cold_read
 from torch_cpullm.ops import linear
 from torch_cpullm.ops import probe as probes
 
@@ -53,9 +53,9 @@ def matrix(columns: int, depth: int) -> torch.Tensor:
 
 
 def packed_copies(weight_NK: torch.Tensor, format: WeightFormat) -> list[torch.Tensor]:
-    """Packed anew as often as it takes to fill four last-level caches."""
+    """Packed anew as often as it takes to fill more than the last-level cache."""
     first = linear.pack(weight_NK, None, format)
-    return [first] + [linear.pack(weight_NK, None, format) for _ in range(max(1, COLD_BYTES // first.numel()))]
+    return [first] + [linear.pack(weight_NK, None, format) for _ in range(max(1, cold_bytes() // first.numel()))]
 
 
 def ours(x_MK: torch.Tensor, packed: list[torch.Tensor]) -> Call:

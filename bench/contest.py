@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch_cpullm.machine.probe import probe
+from torch_cpullm.machine.probe import cold_bytes, probe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,6 @@ Call = Callable[[], object]
 WARM_UP = 3
 SECONDS = 3.0  # for all contenders of a contest together
 MIN_ROUNDS, MAX_ROUNDS = 15, 400
-COLD_BYTES = 4 * 32 * 2**20  # four times the L3 of the machine that the README's numbers come from
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Work:
 
 
 def copies_beyond_cache(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Clone `tensor` as often as it takes to fill four last-level caches, at least twice."""
-    return [tensor.clone() for _ in range(max(2, -(-COLD_BYTES // tensor.nbytes)))]
+    """Clone `tensor` as often as it takes to fill more than the last-level cache, at least twice."""
+    return [tensor.clone() for _ in range(max(2, -(-cold_bytes() // tensor.nbytes)))]
 
 
 def rotated(function: Callable[[Any], object], operands: Sequence[Any]) -> Call:

@@ -4,7 +4,7 @@
 namespace torch_cpullm::bindings {
 
 std::string isa_level() {
-  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+  static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "amx"};
   return kNames[static_cast<int>(dispatch::level())];
 }
 std::string isa_fault() { return dispatch::forced_fault(); }

@@ -3,11 +3,12 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 
 #include "bindings/check.h"
 #include "bindings/ops.h"
 #include "drivers/pack.h"
-#include "runtime/huge_pages.h"
+#include "runtime/weight_memory.h"
 
 namespace torch_cpullm::bindings {
 namespace {
@@ -54,6 +55,14 @@ at::Tensor check_grid(const OptionalTensor& x, int64_t columns, int64_t groups, 
 
 const float* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
 
+at::Tensor empty_packed(int64_t bytes) {
+  const std::shared_ptr<void> memory = runtime::weight_memory(static_cast<size_t>(bytes));
+  const at::TensorOptions options = at::TensorOptions().dtype(at::kByte);
+  // torch's own allocator says best that there is no memory.
+  if (!memory) return at::empty({bytes}, options);
+  return at::from_blob(memory.get(), {bytes}, [memory](void*) {}, options);
+}
+
 // The three types that packing reads where they lie; anything else, or strided, is made float32 first.
 at::Tensor readable(const at::Tensor& weight) {
   const at::ScalarType type = weight.scalar_type();
@@ -99,8 +108,7 @@ at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::strin
           "zero: expected whole numbers from 0 to 15, got ", entry[i]);
   }
   const int64_t bytes = layout::packed_places(format, columns, depth, bias.has_value(), multiplier.has_value()).total;
-  at::Tensor packed = at::empty({bytes}, weight.options().dtype(at::kByte).requires_grad(false));
-  runtime::advise_huge_pages(packed.mutable_data_ptr(), static_cast<size_t>(bytes));
+  at::Tensor packed = empty_packed(bytes);
   drivers::pack_weight({{values.const_data_ptr(), element_of(values.scalar_type())},
                         columns,
                         depth,

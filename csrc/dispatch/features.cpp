@@ -1,6 +1,7 @@
 #include "dispatch/features.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -24,6 +25,16 @@ uint64_t saved_state() {
   return (static_cast<uint64_t>(high) << 32) | low;
 }
 
+// Linux gives a process the 8 KiB of tile registers only when asked (since 5.16); all its threads then have them.
+bool tiles_granted() {
+#if defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 bool bit(uint32_t word, int index) { return (word >> index) & 1u; }
 
 uint64_t detect() {
@@ -36,8 +47,8 @@ uint64_t detect() {
   const uint64_t xcr0 = saved_state();
   const bool saves_ymm = (xcr0 & 0x6) == 0x6;
   const bool saves_zmm = (xcr0 & 0xe6) == 0xe6;
-  const bool saves_tiles = (xcr0 & 0x60000) == 0x60000;
   const Registers extended = cpuid(7, 0), more = cpuid(7, 1);
+  const bool saves_tiles = (xcr0 & 0x60000) == 0x60000 && bit(extended.edx, 24) && tiles_granted();
   add(saves_ymm && bit(extended.ebx, 5), kAvx2);
   add(saves_ymm && bit(basic.ecx, 12), kFma);
   add(saves_ymm && bit(basic.ecx, 29), kF16c);
@@ -48,13 +59,24 @@ uint64_t detect() {
   add(saves_zmm && bit(extended.ebx, 31), kAvx512vl);
   add(saves_zmm && bit(extended.ecx, 11), kAvx512Vnni);
   add(saves_zmm && bit(more.eax, 5), kAvx512Bf16);
-  add(saves_tiles && bit(extended.edx, 24), kAmxTile);
+  add(saves_tiles, kAmxTile);
   add(saves_tiles && bit(extended.edx, 25), kAmxInt8);
   add(saves_tiles && bit(extended.edx, 22), kAmxBf16);
   return found;
 }
 
+// What a level may use beside its set.
 constexpr uint64_t kAvx2Words = kAvx2Set | kAvxVnni;
+constexpr uint64_t kAvx512Words = kAvx2Words | kAvx512Set | kAvx512Vnni | kAvx512Bf16;
+
+constexpr struct {
+  const char* name;
+  Level level;
+  uint64_t needed, allowed;
+} kLevels[] = {{"scalar", Level::scalar, 0, 0},
+               {"avx2", Level::avx2, kAvx2Set, kAvx2Words},
+               {"avx512", Level::avx512, kAvx512Set, kAvx512Words},
+               {"amx", Level::amx, kAmxSet, ~uint64_t{0}}};
 
 constexpr struct {
   Feature feature;
@@ -75,10 +97,8 @@ constexpr struct {
 
 // "level" or "level,-feature,-feature": the features the variable leaves of all, and whether every word was known.
 struct Forced {
-  uint64_t allowed = ~uint64_t{0};
+  uint64_t allowed = ~uint64_t{0}, needed = 0;
   bool known = true;
-  Level level = Level::avx512;
-  bool has_level = false;
 };
 
 Forced read_forced() {
@@ -88,14 +108,13 @@ Forced read_forced() {
   while (!rest.empty()) {
     const std::string word = rest.substr(0, rest.find(','));
     rest = rest.size() > word.size() ? rest.substr(word.size() + 1) : "";
-    if (word == "scalar" || word == "avx2" || word == "avx512") {
-      forced.level = word == "scalar" ? Level::scalar : word == "avx2" ? Level::avx2 : Level::avx512;
-      forced.has_level = true;
-      if (word == "scalar") forced.allowed = 0;
-      if (word == "avx2") forced.allowed &= kAvx2Words;
-      continue;
-    }
     bool found = false;
+    for (const auto& level : kLevels) {
+      if (word != level.name) continue;
+      forced.allowed &= level.allowed;
+      forced.needed = level.needed;
+      found = true;
+    }
     for (const auto& [feature, name] : kNames) {
       if (word.size() < 2 || word[0] != '-' || word.compare(1, std::string::npos, name) != 0) continue;
       forced.allowed &= ~static_cast<uint64_t>(feature);
@@ -113,10 +132,10 @@ std::string forced_fault() {
   const char* variable = std::getenv("TORCH_CPULLM_ISA");
   if (!forced.known)
     return std::string(
-               "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512, then ',-feature' for features to leave out, got '") +
+               "TORCH_CPULLM_ISA: expected scalar, avx2, avx512 or amx, then ',-feature' for features to leave out, "
+               "got '") +
            variable + "'";
-  const uint64_t needed = forced.level == Level::avx512 ? kAvx512Set : forced.level == Level::avx2 ? kAvx2Set : 0;
-  if (forced.has_level && (cpu_features() & needed) != needed)
+  if ((cpu_features() & forced.needed) != forced.needed)
     return std::string("TORCH_CPULLM_ISA: this CPU lacks what '") + variable + "' needs; it has " +
            feature_names(cpu_features());
   return "";
@@ -133,9 +152,10 @@ uint64_t usable_features() {
 }
 
 Level level() {
-  if ((usable_features() & kAvx512Set) == kAvx512Set) return Level::avx512;
-  if ((usable_features() & kAvx2Set) == kAvx2Set) return Level::avx2;
-  return Level::scalar;
+  Level highest = Level::scalar;
+  for (const auto& level : kLevels)
+    if ((usable_features() & level.needed) == level.needed) highest = level.level;
+  return highest;
 }
 
 bool has(Feature feature) { return (usable_features() & feature) == feature; }

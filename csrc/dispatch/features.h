@@ -23,12 +23,13 @@ enum Feature : uint64_t {
 
 constexpr uint64_t kAvx2Set = kAvx2 | kFma | kF16c;
 constexpr uint64_t kAvx512Set = kAvx2Set | kAvx512f | kAvx512bw | kAvx512dq | kAvx512vl;
+constexpr uint64_t kAmxSet = kAvx512Set | kAvx512Vnni | kAmxTile | kAmxInt8 | kAmxBf16;
 
-// A cap on what may be used: TORCH_CPULLM_ISA=scalar|avx2|avx512, and features to leave out: "avx2,-avxvnni".
+// A cap on what may be used: TORCH_CPULLM_ISA=scalar|avx2|avx512|amx, and features to leave out: "avx2,-avxvnni".
 // It lowers, it never adds a feature.
-enum class Level { scalar = 0, avx2 = 1, avx512 = 2 };
+enum class Level { scalar = 0, avx2 = 1, avx512 = 2, amx = 3 };
 
-uint64_t cpu_features();     // what the machine has
+uint64_t cpu_features();     // what the machine has and the system lets this process use
 uint64_t usable_features();  // what the cap leaves of it
 Level level();               // the highest level with usable features
 bool has(Feature feature);   // usable

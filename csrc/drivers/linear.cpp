@@ -123,8 +123,8 @@ void Linear::multiply(const runtime::Team& team, const PreparedRows& x, const De
   }
   const int64_t blocks = layout::ceil_div(rows_, kBlockRows);
   for (int64_t task = counter_.take(); task < panels * blocks; task = counter_.take()) {
-    const int64_t first_row = task % blocks * kBlockRows;
-    multiply_panel(task / blocks, first_row, std::min(kBlockRows, rows_ - first_row), x, team.rank, to);
+    const int64_t first_row = task / panels * kBlockRows;
+    multiply_panel(task % panels, first_row, std::min(kBlockRows, rows_ - first_row), x, team.rank, to);
   }
 }
 

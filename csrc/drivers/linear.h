@@ -20,7 +20,7 @@
 namespace torch_cpullm::drivers {
 
 // 120 rows = 10 tiles of 12 (grouped 20 of 6): their 64-column sums are 30 KiB, and a block in L1 serves all of them.
-constexpr int64_t kBlockRows = 120;
+constexpr int64_t kBlockRows = 128;
 
 // The rows of one operand in the form a packed weight wants. Weights with the same_input() may share it.
 class PreparedRows {

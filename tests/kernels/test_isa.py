@@ -99,7 +99,7 @@ def refuse(word):
 def test_an_unknown_word_is_refused(word):
     finished = refuse(word)
     assert finished.returncode != 0
-    assert "TORCH_CPULLM_ISA: expected scalar, avx2 or avx512" in finished.stderr
+    assert "TORCH_CPULLM_ISA: expected scalar, avx2, avx512 or amx" in finished.stderr
     assert f"got '{word}'" in finished.stderr
 
 

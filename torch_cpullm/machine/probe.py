@@ -6,6 +6,7 @@ between two probes of some fifty milliseconds, and those at unlike placements ar
 
 from __future__ import annotations
 
+import functools
 import itertools
 import mmap
 from contextlib import suppress
@@ -14,6 +15,8 @@ from typing import Literal
 
 import torch
 
+from torch_cpullm.machine.container import memory_limit_bytes
+from torch_cpullm.machine.topology import read_topology
 from torch_cpullm.ops import probe as ops
 
 Placement = Literal["separate complexes", "one complex", "SMT siblings", "one thread"]
@@ -22,7 +25,6 @@ Placement = Literal["separate complexes", "one complex", "SMT siblings", "one th
 _SIBLINGS_BELOW = 1.5
 # A line crosses a complex in 50 to 100 ns and back; between complexes it takes several hundred.
 _COMPLEXES_ABOVE_S = 250e-9
-_BUFFER_BYTES = 96 << 20  # three times a 32 MiB last-level cache
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,17 @@ _buffer: list[torch.Tensor] = []
 _turn = itertools.count()
 
 
+@functools.cache
+def cold_bytes() -> int:
+    """Bytes no last-level cache holds: 128 MiB, or a quarter more than a larger cache, at most an eighth of memory."""
+    return max(128 << 20, min(read_topology().caches[2] * 5 // 4, memory_limit_bytes() // 8))
+
+
 def _large_buffer() -> torch.Tensor:
     """Floats on huge pages, as packed weights lie."""
     if not _buffer:
-        memory = mmap.mmap(-1, _BUFFER_BYTES)
+        # Private: pages of a shared mapping are small ones, and read 10 % slower.
+        memory = mmap.mmap(-1, cold_bytes(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel without them
                 memory.madvise(mmap.MADV_HUGEPAGE)
@@ -70,10 +79,10 @@ def _large_buffer() -> torch.Tensor:
 
 def cold_read(threads: int, size: int) -> float:
     """Bytes per second of one pass over `size` bytes that no cache holds."""
-    count = min(max(size // 4, 4096), _BUFFER_BYTES // 16)
-    parts = _BUFFER_BYTES // 4 // count
-    first = next(_turn) % parts * count
-    return ops.read_bandwidth(_large_buffer()[first : first + count], threads, 1)
+    buffer = _large_buffer()
+    count = min(max(size // 4, 4096), buffer.numel() // 4)
+    first = next(_turn) % (buffer.numel() // count) * count
+    return ops.read_bandwidth(buffer[first : first + count], threads, 1)
 
 
 def classify(scaling: float, round_trip_s: float) -> Placement:

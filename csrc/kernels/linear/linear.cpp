@@ -18,6 +18,7 @@ Table f32_table[] = {
 };
 
 Table bf16_table[] = {
+    {"linear_f32_bf16_bf16__32x32__amx", "amx", dispatch::kAmxSet, amx::linear_bf16},
     {"linear_f32_bf16_bf16__16x16__avx512bf16", "avx512", dispatch::kAvx512Set | dispatch::kAvx512Bf16,
      avx512bf16::linear_bf16},
     {"linear_f32_bf16_bf16__16x16__avx512", "avx512", dispatch::kAvx512Set, avx512::linear_bf16},
@@ -26,6 +27,7 @@ Table bf16_table[] = {
 };
 
 Table s8_table[] = {
+    {"linear_f32_s8_s8__32x32__amx", "amx", dispatch::kAmxSet, amx::linear_s8},
     {"linear_f32_s8_s8__16x16__avx512vnni", "avx512", kVnni512, avx512vnni::linear_s8},
     {"linear_f32_s8_s8__6x16__avxvnni", "avx2", kVnni256, avxvnni::linear_s8},
     {"linear_f32_s8_s8__6x16__avx2", "avx2", dispatch::kAvx2Set, avx2::linear_s8},
@@ -33,6 +35,7 @@ Table s8_table[] = {
 };
 
 Table s8_grouped_table[] = {
+    {"linear_f32_s8_s8g__16x16__amx", "amx", dispatch::kAmxSet, amx::linear_s8_grouped},
     {"linear_f32_s8_s8g__12x16__avx512vnni", "avx512", kVnni512, avx512vnni::linear_s8_grouped},
     {"linear_f32_s8_s8g__3x16__avxvnni", "avx2", kVnni256, avxvnni::linear_s8_grouped},
     {"linear_f32_s8_s8g__3x16__avx2", "avx2", dispatch::kAvx2Set, avx2::linear_s8_grouped},
@@ -40,6 +43,7 @@ Table s8_grouped_table[] = {
 };
 
 Table u4_table[] = {
+    {"linear_f32_s8_u4__16x16__amx", "amx", dispatch::kAmxSet, amx::linear_u4},
     {"linear_f32_s8_u4__12x16__avx512vnni", "avx512", kVnni512, avx512vnni::linear_u4},
     {"linear_f32_s8_u4__3x16__avxvnni", "avx2", kVnni256, avxvnni::linear_u4},
     {"linear_f32_s8_u4__3x16__avx2", "avx2", dispatch::kAvx2Set, avx2::linear_u4},
@@ -47,6 +51,7 @@ Table u4_table[] = {
 };
 
 Table u4_zero_table[] = {
+    {"linear_f32_s8_u4z__16x16__amx", "amx", dispatch::kAmxSet, amx::linear_u4_zero},
     {"linear_f32_s8_u4z__12x16__avx512vnni", "avx512", kVnni512, avx512vnni::linear_u4_zero},
     {"linear_f32_s8_u4z__3x16__avxvnni", "avx2", kVnni256, avxvnni::linear_u4_zero},
     {"linear_f32_s8_u4z__3x16__avx2", "avx2", dispatch::kAvx2Set, avx2::linear_u4_zero},
@@ -74,9 +79,9 @@ LinearFn linear_kernel(const layout::WeightFormat& format) {
     case Codes::bf16:
       return dispatch::choose(bf16_table).counted();
     case Codes::int8:
-      return dispatch::choose(format.group ? s8_grouped_table : s8_table).counted();
+      return (format.group ? dispatch::choose(s8_grouped_table) : dispatch::choose(s8_table)).counted();
     default:
-      return dispatch::choose(format.asymmetric ? u4_zero_table : u4_table).counted();
+      return (format.asymmetric ? dispatch::choose(u4_zero_table) : dispatch::choose(u4_table)).counted();
   }
 }
 

@@ -80,5 +80,8 @@ extern const LinearFn linear_bf16;
 namespace avx512vnni {
 extern const LinearFn linear_s8, linear_s8_grouped, linear_u4, linear_u4_zero;
 }
+namespace amx {
+extern const LinearFn linear_bf16, linear_s8, linear_s8_grouped, linear_u4, linear_u4_zero;
+}
 
 }  // namespace torch_cpullm::kernels
