@@ -3,8 +3,9 @@
     python -m bench.bench_linear            the limits: 1, 8, 16, 512, 2048 rows; two threads and one (about 8 minutes)
     python -m bench.bench_linear --sweep    time against rows, and odd sizes against their neighbours (about 4 minutes)
 
-Writes bench/results/linear.json (or linear-sweep.json) and docs/linear.png for the sweep. Every figure is a median of
-ratios taken inside units of some tens of milliseconds (interleave.py), over the units in the placement that most had.
+Writes bench/results/linear-LEVEL.json and .md (or linear-sweep-LEVEL.json and docs/linear-LEVEL.png), LEVEL being the
+instruction set: amx, avx512, avx2. Every figure is a median of ratios taken inside units of some tens of milliseconds
+(interleave.py), over the units in the placement that most had.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import random
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -24,12 +25,14 @@ import torch_cpullm
 from bench.contest import Call, rotated
 from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.picture_linear import draw_sweep
+from bench.report_linear import write_report
 from bench.rivals import rivals_of
 from torch_cpullm.demo.steps import step
 from torch_cpullm.formats import BF16, INT4, INT8, WeightFormat
 from torch_cpullm.machine.probe import cold_bytes, cold_read
 from torch_cpullm.ops import linear
 from torch_cpullm.ops import probe as probes
+from torch_cpullm.ops.introspect import isa_level
 
 ROOT = Path(__file__).parent.parent
 MATRICES_KN = [(4096, 4096), (2048, 8192), (4096, 11008)]
@@ -79,13 +82,16 @@ def few_rows(size_KN: tuple[int, int], name: str, threads: int) -> tuple[Case, i
 
 
 def many_rows(size_KN: tuple[int, int], name: str, threads: int, rows: int) -> Case:
-    """One large product beside the instruction's peak."""
+    """One large product beside the peaks of the vector instruction and, where there is one, of the tile instruction."""
     weight_NK, x_MK = matrix(size_KN[1], size_KN[0]), 50 * matrix(rows, size_KN[0])
-    instruction = "bf16" if name == "bf16" else "int8"
+    instruction: Literal["bf16", "int8"] = "bf16" if name == "bf16" else "int8"
     calls = {"ours": ours(x_MK, packed_copies(weight_NK, FORMATS[name]))}
     if name != "int4 g128":
         calls |= rivals_of(FORMATS[name].codes, x_MK, weight_NK)
-    return Case(calls, {"peak": lambda: probes.peak(instruction, threads, 10)})
+    found = {"peak": lambda: probes.peak(instruction, threads, 10)}
+    if probes.peak(f"amx {instruction}", threads, 1):
+        found["amx"] = lambda: probes.peak(f"amx {instruction}", threads, 10)
+    return Case(calls, found)
 
 
 def best_rival(unit: dict[str, float], rows: int | None) -> float:
@@ -144,12 +150,15 @@ def _many_row(table: Table, case: Case, name: str, rows: int, threads: int, plac
         "threads": threads, "rows": rows, "weights": name, "placement": place,
         "top_per_s": median_of(case, place, lambda u: operations / u["ours"] / 1e12),
         "share_of_peak": median_of(case, place, lambda u: operations / u["ours"] / u["peak"]),
+        "share_of_amx": median_of(case, place, lambda u: operations / u["ours"] / u["amx"]) if "amx" in case.measures
+        else None,
         "x_torch": median_of(case, place, lambda u: best_rival(u, None) / u["ours"]),
         "x_int_mm_without_scales": median_of(case, place, lambda u: u[bare[0]] / u["ours"]) if bare else None,
     }  # fmt: skip
     beside = f", bare _int_mm {row['x_int_mm_without_scales']:.2f}" if bare else ""
+    tiles = f", {row['share_of_amx']:.0%} of AMX" if row["share_of_amx"] else ""
     table.add_row(
-        f"{rows} rows", name, f"{row['top_per_s']:.2f} TOP/s", f"{row['share_of_peak']:.0%} of peak",
+        f"{rows} rows", name, f"{row['top_per_s']:.2f} TOP/s", f"{row['share_of_peak']:.0%} of peak{tiles}",
         f"{row['x_torch']:.2f}{beside}",
     )  # fmt: skip
     return row
@@ -227,11 +236,11 @@ def main(
         "when": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "info": str(torch_cpullm.info()),
     }
-    name = "linear-sweep" if sweep_sizes else "linear"
+    name = f"{'linear-sweep' if sweep_sizes else 'linear'}-{isa_level()}"
     if sweep_sizes:
         torch.set_num_threads(threads or 2)
         result |= sweep(threads or 2, units, console)
-        draw_sweep(result, ROOT / "docs" / "linear.png")
+        draw_sweep(result, ROOT / "docs" / f"linear-{isa_level()}.png")
     else:
         result["rows"] = []
         for count in (threads,) if threads else (2, 1):
@@ -241,6 +250,8 @@ def main(
             console.print(table)
     file = ROOT / "bench" / "results" / f"{name}.json"
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not sweep_sizes:
+        write_report(result, file.with_suffix(".md"))
     console.print(f"written: {file.relative_to(ROOT)}")
 
 

@@ -1,6 +1,6 @@
-"""Draws docs/linear.png: time of a linear layer against its rows.
+"""Draws docs/linear-LEVEL.png: time of a linear layer against its rows.
 
-python -m bench.picture_linear bench/results/linear-sweep.json docs/linear.png
+python -m bench.picture_linear bench/results/linear-sweep-avx512.json docs/linear-avx512.png
 """
 
 from __future__ import annotations

@@ -23,7 +23,10 @@ double probe_peak(c10::string_view instruction, int64_t threads, int64_t millise
   if (instruction == "f32") return drivers::measure_peak(kernels::peak_f32_kernel(), team, seconds);
   if (instruction == "bf16") return drivers::measure_peak(kernels::peak_bf16_kernel(), team, seconds);
   if (instruction == "int8") return drivers::measure_peak(kernels::peak_int8_kernel(), team, seconds);
-  TORCH_CHECK_VALUE(false, "instruction: expected 'f32', 'bf16' or 'int8', got '", std::string(instruction), "'");
+  if (instruction == "amx bf16") return drivers::measure_peak(kernels::peak_amx_bf16_kernel(), team, seconds);
+  if (instruction == "amx int8") return drivers::measure_peak(kernels::peak_amx_int8_kernel(), team, seconds);
+  TORCH_CHECK_VALUE(false, "instruction: expected 'f32', 'bf16', 'int8', 'amx bf16' or 'amx int8', got '",
+                    std::string(instruction), "'");
 }
 
 double probe_round_trip(int64_t iterations) {

@@ -64,10 +64,11 @@ Linear::Linear(const layout::PackedView& weight, int64_t rows, int threads)
       expand_(expands_ ? kernels::expand_kernel() : nullptr),
       finish_(kernels::finish_kernel()),
       rows_(rows),
-      threads_(threads) {}
+      threads_(threads),
+      block_rows_(std::min(rows, kernels::linear_block_rows(expands_ ? kBf16 : weight.format))) {}
 
 void Linear::plan(runtime::Carver& carver) {
-  sums_ = carver.take<float>(threads_ * std::min(rows_, kBlockRows) * kPanelColumns);
+  sums_ = carver.take<float>(threads_ * block_rows_ * kPanelColumns);
   if (expands_) bf16_ = carver.take<uint8_t>(threads_ * kExpandedBytes);
 }
 
@@ -87,7 +88,7 @@ void Linear::multiply_expanded(kernels::LinearPanel tile, uint8_t* bf16) const {
 
 void Linear::multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
                             const Destination& to) const {
-  float* sums = sums_ + rank * std::min(rows_, kBlockRows) * kPanelColumns;
+  float* sums = sums_ + rank * block_rows_ * kPanelColumns;
   std::memset(sums, 0, static_cast<size_t>(rows * kPanelColumns) * sizeof(float));
   const kernels::LinearPanel tile{x.values_ + first_row * kActBytes,
                                   x.scale_ + first_row,
@@ -111,7 +112,7 @@ void Linear::multiply_panel(int64_t panel, int64_t first_row, int64_t rows, cons
 
 void Linear::multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to) {
   const int64_t panels = layout::panel_count(weight_.columns);
-  if (rows_ <= kBlockRows) {
+  if (rows_ <= block_rows_) {
     // Each member reads its panels as one contiguous stream: decode lives from that. The last eighth is handed out one
     // by one, since cores are never equally fast: with fixed halves one of two waited 5 to 10 % of the time.
     const int64_t fixed = panels - panels / 8;
@@ -121,10 +122,12 @@ void Linear::multiply(const runtime::Team& team, const PreparedRows& x, const De
       multiply_panel(panel, 0, rows_, x, team.rank, to);
     return;
   }
-  const int64_t blocks = layout::ceil_div(rows_, kBlockRows);
+  const int64_t blocks = layout::ceil_div(rows_, block_rows_);
+  const bool rows_stay = 2 * block_rows_ * x.blocks() * kActBytes <= dispatch::l2_bytes();
   for (int64_t task = counter_.take(); task < panels * blocks; task = counter_.take()) {
-    const int64_t first_row = task / panels * kBlockRows;
-    multiply_panel(task % panels, first_row, std::min(kBlockRows, rows_ - first_row), x, team.rank, to);
+    const int64_t panel = rows_stay ? task % panels : task / blocks;
+    const int64_t first_row = (rows_stay ? task / panels : task % blocks) * block_rows_;
+    multiply_panel(panel, first_row, std::min(block_rows_, rows_ - first_row), x, team.rank, to);
   }
 }
 

@@ -4,7 +4,8 @@
 //   (barrier)
 //   multiply  panels are shared out: every member multiplies all rows with its panels
 //
-// Cut of multiply: panels x blocks of kBlockRows rows. What happens inside is the kernel's (kernels/linear/linear.h).
+// Cut of multiply: panels x blocks of rows. What happens inside is the kernel's (kernels/linear/linear.h). Where a
+// block of rows takes at most half of L2 it stays there while all panels pass, else a panel stays while all rows pass.
 // Prepared rows lie in blocks of K, rows of a block side by side: with whole rows side by side, a K that is a multiple
 // of 4096 puts the rows of a tile into one set of the L1, and 16 rows took twice the time.
 #pragma once
@@ -18,9 +19,6 @@
 #include "runtime/scratch.h"
 
 namespace torch_cpullm::drivers {
-
-// 120 rows = 10 tiles of 12 (grouped 20 of 6): their 64-column sums are 30 KiB, and a block in L1 serves all of them.
-constexpr int64_t kBlockRows = 128;
 
 // The rows of one operand in the form a packed weight wants. Weights with the same_input() may share it.
 class PreparedRows {
@@ -71,7 +69,8 @@ class Linear {
   kernels::FinishFn finish_;
   int64_t rows_;
   int threads_;
-  float* sums_ = nullptr;    // [threads][kBlockRows][64]
+  int64_t block_rows_;
+  float* sums_ = nullptr;    // [threads][block_rows_][64]
   uint8_t* bf16_ = nullptr;  // [threads][32 KiB]: one block of 256 k
   runtime::TaskCounter counter_;
 };

@@ -7,6 +7,7 @@
 #pragma once
 #define TORCH_CPULLM_AMX
 #include "isa/avx512.h"
+#include "layout/panel.h"
 
 namespace torch_cpullm {
 namespace {

@@ -24,10 +24,14 @@ def hard(*shape):
     return guarded(x)
 
 
+# Rows, columns, depth: no whole tile of anything, and with AMX a pair of tiles, one, and less than one.
+SHAPES = [(1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (17, 66, 300), (62, 9, 256), (145, 70, 520)]
+
+
 def sample():
     out = {}
     for name, format in FORMATS.items():
-        for rows, columns, depth in ((1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (130, 70, 520)):
+        for rows, columns, depth in SHAPES:
             packed = linear.pack(hard(columns, depth), torch.randn(columns), format)
             out[f"pack {name} {columns} {depth}"] = packed
             out[f"linear {name} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), guarded(packed))

@@ -1,7 +1,7 @@
 """Every ISA level, in processes of their own: the forced level is the one that runs, and its bits are the others' bits.
 
 Kernels are written once against lanes whose operations agree bit for bit (csrc/isa): multiply-adds are fused and
-reductions fold halves. The one exception is vdpbf16ps, which adds a pair of products per step.
+reductions fold halves. The exceptions are the products of bf16: vdpbf16ps adds a pair per step, AMX 32 in one.
 """
 
 import functools
@@ -21,12 +21,13 @@ from torch_cpullm.testing.kernels_seen import KERNELS_SEEN
 SAMPLE = Path(__file__).with_name("isa_sample.py")
 PACKAGE = Path(torch_cpullm.__file__).parent  # the one under test, which need not be the one here
 # The last two hide one feature, so that the kernels for CPUs without it run here as well.
-LEVELS = ["scalar", "avx2", "avx512", "avx2,-avxvnni", "avx512,-avx512vnni,-avx512bf16"]
+LEVELS = ["scalar", "avx2", "avx512", "amx", "avx2,-avxvnni", "avx512,-avx512vnni,-avx512bf16"]
 # What an ISA word may be on each level: a level holds the ones below it.
 WORDS = {
     "scalar": {"scalar"},
     "avx2": {"avx2", "avxvnni"},
     "avx512": {"avx512", "avx512vnni", "avx512bf16"},
+    "amx": {"avx512", "avx512vnni", "avx512bf16", "amx"},
     "avx2,-avxvnni": {"avx2"},
     "avx512,-avx512vnni,-avx512bf16": {"avx512", "avx2", "avxvnni"},
 }
@@ -37,6 +38,7 @@ def can_run(level):
         "scalar": set(),
         "avx2": {"avx2", "fma", "f16c"},
         "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "amx": {"avx512vnni", "amxtile", "amxint8", "amxbf16"},
     }
     return needed[level.split(",")[0]] <= set(introspect.cpu_features())
 
@@ -80,11 +82,11 @@ def test_the_forced_level_is_the_one_that_ran(level, samples):
 def test_bits_are_those_of_the_scalar_definition(level, samples):
     if level not in samples:
         pytest.skip(f"this CPU lacks what {level} needs")
-    pairs_at_once = any("avx512bf16" in name for name in samples[level]["ran"])
+    pairs_at_once = any(name.endswith(("__avx512bf16", "bf16__32x32__amx")) for name in samples[level]["ran"])
     for name, expected in samples["scalar"]["results"].items():
         got = samples[level]["results"][name]
         if pairs_at_once and name.startswith("linear") and ("bf16" in name.split()[1] or "a16" in name):
-            # Of the row's size: vdpbf16ps flushes denormals and rounds a pair's sum once.
+            # Of the row's size: both flush denormals and round sums less often.
             assert float((got - expected).norm()) <= 1e-5 * float(expected.norm()), name
         else:
             assert torch.equal(got, expected), f"{name}: {int((got != expected).sum())} of {got.numel()} differ"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torch_cpullm.machine.probe import classify, probe, roofline
+from torch_cpullm.machine.probe import classify, cold_bytes, cold_read, probe, roofline
 from torch_cpullm.ops import introspect
 from torch_cpullm.ops import probe as ops
 
@@ -16,6 +16,12 @@ def test_probe_and_roofline():
     assert limits.f32 > 1e8
     assert (limits.bf16 > 0) == ("avx512bf16" in introspect.cpu_features())
     assert (limits.int8 > 0) == ("avx2" in introspect.cpu_features())
+    assert (limits.amx_bf16 > 0) == (limits.amx_int8 > 0) == ("amxint8" in introspect.cpu_features())
+
+
+def test_what_counts_as_cold():
+    assert cold_bytes() >= 128 << 20
+    assert cold_read(1, 4 << 20) > 1e8
 
 
 @pytest.mark.parametrize(

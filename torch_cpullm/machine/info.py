@@ -75,7 +75,7 @@ def find_warnings(machine: Machine, threads: int, forced_isa: str | None) -> tup
 def _best(machine: Machine) -> str:
     has = set(machine.features)
     if {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"} <= has:
-        return "avx512"
+        return "amx" if {"avx512vnni", "amxtile", "amxint8", "amxbf16"} <= has else "avx512"
     return "avx2" if {"avx2", "fma"} <= has else "scalar"
 
 

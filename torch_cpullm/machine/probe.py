@@ -46,13 +46,18 @@ class Probe:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The limits of `threads` threads: bytes per second read, operations per second (0: no such instruction)."""
+    """The limits of `threads` threads: bytes per second read, operations per second (0: no such instruction).
+
+    f32, bf16 and int8 are those of vector instructions, vdpbf16ps and vpdpbusd among them.
+    """
 
     threads: int
     read_bandwidth: float
     f32: float
     bf16: float
     int8: float
+    amx_bf16: float
+    amx_int8: float
 
 
 _buffer: list[torch.Tensor] = []
@@ -114,4 +119,6 @@ def roofline(threads: int | None = None, milliseconds: int = 40) -> Roofline:
         f32=ops.peak("f32", team, milliseconds),
         bf16=ops.peak("bf16", team, milliseconds),
         int8=ops.peak("int8", team, milliseconds),
+        amx_bf16=ops.peak("amx bf16", team, milliseconds),
+        amx_int8=ops.peak("amx int8", team, milliseconds),
     )

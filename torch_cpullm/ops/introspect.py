@@ -18,7 +18,7 @@ class KernelReport:
 
 
 def isa_level() -> str:
-    """The level in use: "avx512", "avx2" or "scalar"."""
+    """The level in use: "amx", "avx512", "avx2" or "scalar"."""
     return str(kernels.isa_level())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from torch_cpullm.ops.library import kernels
 
-Instruction = Literal["f32", "bf16", "int8"]
+Instruction = Literal["f32", "bf16", "int8", "amx bf16", "amx int8"]
 
 
 def read_bandwidth(buffer: torch.Tensor, threads: int, repeats: int) -> float:
@@ -17,7 +17,10 @@ def read_bandwidth(buffer: torch.Tensor, threads: int, repeats: int) -> float:
 
 
 def peak(instruction: Instruction, threads: int, milliseconds: int) -> float:
-    """Operations per second (two a multiply-add) of all threads; 0.0 where the CPU has no instruction for it."""
+    """Operations per second (two a multiply-add) of all threads; 0.0 where the CPU has no instruction for it.
+
+    "bf16" is vdpbf16ps and "int8" vpdpbusd (or what AVX2 has); the tile instructions go by names of their own.
+    """
     return float(kernels.probe_peak(instruction, threads, milliseconds))
 
 

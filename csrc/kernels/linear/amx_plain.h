@@ -188,7 +188,7 @@ void plain_pass(const kernels::LinearPanel& p, int64_t first, int64_t last) {
   const int64_t lines = layout::ceil_div(kTileLines, layout::ceil_div(last - first, kRows));
   for (int64_t begin = 0; begin < blocks; begin += Kind::kBlocks) {
     const int64_t count = std::min(Kind::kBlocks, blocks - begin);
-    TileBlock group[Kind::kBlocks];
+    TileBlock group[Kind::kBlocks] = {};
     for (int64_t i = 0; i < count; ++i) {
       const layout::BlockPlace place = layout::block_place(p.format, p.padded, begin + i);
       const uint8_t* weight = p.weight + place.offset;
@@ -201,9 +201,9 @@ void plain_pass(const kernels::LinearPanel& p, int64_t first, int64_t last) {
                   whole ? lines : 0};
     }
     for (int64_t row = first; row < last; row += kRows) {
-      for (TileBlock& block : group)
-        block.fetch = block.weight + Kind::kBlocks * layout::kStrips * block.next +
-                      (row - first) / kRows * block.steps * lines * layout::kLineBytes;
+      for (int64_t i = 0; i < count; ++i)
+        group[i].fetch = group[i].weight + Kind::kBlocks * layout::kStrips * group[i].next +
+                         (row - first) / kRows * group[i].steps * lines * layout::kLineBytes;
       for (int strip = 0; strip < layout::kStrips; strip += Strips)
         Kind::template run<RowTiles, Strips>(group, count, row, strip, p, begin, sums);
     }

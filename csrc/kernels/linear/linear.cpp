@@ -85,6 +85,11 @@ LinearFn linear_kernel(const layout::WeightFormat& format) {
   }
 }
 
+int64_t linear_block_rows(const layout::WeightFormat& format) {
+  const bool tiles = (dispatch::usable_features() & dispatch::kAmxSet) == dispatch::kAmxSet;
+  return tiles && format.codes != Codes::f32 ? 128 : 120;  // pairs of 16, or tiles of 12 and 6
+}
+
 ExpandFn expand_kernel() { return dispatch::choose(expand_table).counted(); }
 FinishFn finish_kernel() { return dispatch::choose(finish_table).counted(); }
 

@@ -39,6 +39,9 @@ using LinearFn = void (*)(const LinearPanel&);
 // The kernel for a format with int8 or equal activations. Selection happens once per op, outside all loops.
 LinearFn linear_kernel(const layout::WeightFormat& format);
 
+// Rows that a call gets at most, where there are many: whole tiles, whose 64-column sums take 30 KiB.
+int64_t linear_block_rows(const layout::WeightFormat& format);
+
 // Rounds one block of a quantised weight to bf16: out holds the same k as blocks of the bf16 layout, 16 KiB each. The
 // value is code * group scale (just the code, exactly, without groups); the column scale stays outside.
 using ExpandFn = void (*)(const uint8_t* block, const layout::WeightFormat& format, int64_t depth, uint8_t* out);

@@ -30,4 +30,7 @@ PeakFn peak_int8_kernel() {
   return can(dispatch::kAvx2Set) ? avx2::probe_int8 : nullptr;
 }
 
+PeakFn peak_amx_bf16_kernel() { return can(dispatch::kAmxSet) ? amx::probe_bf16 : nullptr; }
+PeakFn peak_amx_int8_kernel() { return can(dispatch::kAmxSet) ? amx::probe_int8 : nullptr; }
+
 }  // namespace torch_cpullm::kernels

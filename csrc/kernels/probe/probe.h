@@ -16,6 +16,8 @@ PeakFn peak_f32_kernel();
 // Null where the CPU has no instruction for it.
 PeakFn peak_bf16_kernel();
 PeakFn peak_int8_kernel();
+PeakFn peak_amx_bf16_kernel();
+PeakFn peak_amx_int8_kernel();
 
 namespace scalar {
 extern const StreamFn probe_stream;
@@ -37,6 +39,9 @@ extern const PeakFn probe_bf16;
 }
 namespace avx512vnni {
 extern const PeakFn probe_int8;
+}
+namespace amx {
+extern const PeakFn probe_bf16, probe_int8;
 }
 
 }  // namespace torch_cpullm::kernels

@@ -1,0 +1,70 @@
+"""Where packed weights live: chunks they share, and leave when the last of them does."""
+
+import copy
+import io
+import itertools
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from torch_cpullm.formats import INT8
+from torch_cpullm.ops import linear as ops
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def pack(seed, columns=64, depth=500):
+    weight = torch.randn(columns, depth, generator=torch.Generator().manual_seed(seed))
+    return ops.pack(weight, None, INT8)
+
+
+def test_neighbours_do_not_touch_each_other():
+    packed = [pack(seed) for seed in range(8)]
+    before = [each.clone() for each in packed]
+    assert all(each.data_ptr() % 64 == 0 for each in packed)
+    spans = sorted((each.data_ptr(), each.data_ptr() + each.numel()) for each in packed)
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
+    kept = before.pop(3), packed.pop(3)
+    del packed, before
+    more = [pack(seed + 100) for seed in range(8)]
+    assert torch.equal(*kept)
+    assert len(more) == 8
+
+
+def test_copies_are_as_good():
+    packed = pack(1)
+    x = torch.randn(3, 500)
+    file = io.BytesIO()
+    torch.save(packed, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed)), torch.load(file, weights_only=True)):
+        assert torch.equal(ops.linear(x, twin), ops.linear(x, packed))
+
+
+def test_threads_may_pack_at_once():
+    expected = [pack(seed) for seed in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, want in zip(pool.map(pack, range(16)), expected, strict=True):
+            assert torch.equal(got, want)
+
+
+def test_memory_comes_back_with_the_last_weight():
+    pack(0)
+    before = resident_bytes()
+    for _ in range(5):
+        held = [pack(seed, 4096, 4096) for seed in range(6)]  # 100 MB: more than one chunk
+        assert resident_bytes() > before + 90e6
+        del held
+    assert resident_bytes() < before + 40e6
+
+
+def test_a_weight_larger_than_a_chunk():
+    weight = torch.randn(256, 500).repeat(600, 1)  # 77 MB packed
+    packed = ops.pack(weight, None, INT8)
+    assert packed.numel() > 64 << 20
+    x = torch.randn(1, 500)
+    assert torch.equal(ops.linear(x, packed).view(600, 256)[599], ops.linear(x, ops.pack(weight[:256], None, INT8))[0])
