@@ -39,8 +39,8 @@ def _lines(rows: list[dict[str, Any]], threads: int) -> list[str]:
 def write_report(result: dict[str, Any], path: Path) -> None:
     """One page: the machine, then two tables for each thread count."""
     lines = ["# Linear layers against the machine's limits", "", f"Measured {result['when']} by bench/bench_linear.py;"]
-    lines += ["weights rotated beyond the last cache, x and y bf16, quantisation included. Shares and ratios are medians"]
-    lines += ["of what one unit measured side by side.", ""]
+    lines += ["weights rotated beyond the last cache, x and y bf16, quantisation included. Shares and ratios are"]
+    lines += ["medians of what one unit measured side by side.", ""]
     lines += ["```", *result["info"].splitlines(), "```", ""]
     for threads in sorted({row["threads"] for row in result["rows"]}, reverse=True):
         lines += _lines(result["rows"], threads)

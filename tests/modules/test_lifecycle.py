@@ -18,7 +18,9 @@ import torch_cpullm
 from torch_cpullm.errors import ConfigError, PackedWeightError, UnsupportedModelError
 from torch_cpullm.kv import PagedCache
 from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.ops.linear import packed_info
 from torch_cpullm.testing.models import WHOLE, bundled_model, tiny_model
+from torch_cpullm.testing.outliers import plant_outliers
 
 IDS = torch.arange(10, 40)[None]
 
@@ -31,6 +33,16 @@ def tokens(model, count=16):
 @pytest.fixture
 def int8():
     return torch_cpullm.optimize(bundled_model(torch.bfloat16))
+
+
+@pytest.fixture(params=["plain", "with multipliers"])
+def either(request):
+    """Optimised, and the same where outlier channels were found and moved into the weights."""
+    model = bundled_model(torch.bfloat16)
+    optimized = torch_cpullm.optimize(plant_outliers(model) if request.param == "with multipliers" else model)
+    found = packed_info(optimized.model.layers[0].mlp.gate_proj.packed).has_multiplier
+    assert found == (request.param == "with multipliers")
+    return optimized
 
 
 def test_two_models_in_two_threads(int8):
@@ -54,14 +66,14 @@ def test_two_models_in_two_threads(int8):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_fork_after_optimize(int8):
+def test_fork_after_optimize(either):
     """The child computes on one thread, since the OpenMP team did not survive, and gives the same tokens."""
-    expected = tokens(int8)
+    expected = tokens(either)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # a hang must not outlive the test
-        os.write(writer, b"1" if torch.equal(tokens(int8), expected) else b"0")
+        os.write(writer, b"1" if torch.equal(tokens(either), expected) else b"0")
         os._exit(0)
     os.close(writer)
     try:
@@ -88,11 +100,11 @@ def test_another_device_is_refused_before_anything_moves(int8):
     assert torch.equal(tokens(int8), expected)
 
 
-def test_deepcopy_and_pickle(int8):
-    expected = tokens(int8)
-    clone = copy.deepcopy(int8)
-    again = pickle.loads(pickle.dumps(int8))
-    del int8
+def test_deepcopy_and_pickle(either):
+    expected = tokens(either)
+    clone = copy.deepcopy(either)
+    again = pickle.loads(pickle.dumps(either))
+    del either
     for model in (clone, again):
         assert torch.equal(tokens(model), expected)
         assert torch_cpullm.explain(model).swapped
