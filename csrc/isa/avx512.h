@@ -136,6 +136,7 @@ inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128(reinterpret_cast<__
 
 using u8x64 = __m512i;
 inline u8x64 load_u8(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_u8(uint8_t* p, u8x64 a) { _mm512_storeu_si512(p, a); }
 inline u8x64 low_nibbles(u8x64 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 inline u8x64 high_nibbles(u8x64 a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }
 inline i32x16 byte_of(u8x64 a, int j) {

@@ -24,14 +24,14 @@ constexpr int64_t kAmxGroupedFrom = 12;  // rows; measured, README.md
 struct WidenS8 {
   static constexpr int64_t kLines = 1;
   static u8x64 zero(const uint8_t*) { return _mm512_set1_epi8(-128); }
-  static void widen(u8x64 line, u8x64 zero, uint8_t* to) { _mm512_store_si512(to, _mm512_sub_epi8(line, zero)); }
+  static void widen(u8x64 line, u8x64 zero, uint8_t* to) { store_u8(to, _mm512_sub_epi8(line, zero)); }
 };
 struct WidenU4 {
   static constexpr int64_t kLines = 2;
   static u8x64 zero(const uint8_t*) { return _mm512_set1_epi8(8); }
   static void widen(u8x64 line, u8x64 zero, uint8_t* to) {
-    _mm512_store_si512(to, _mm512_sub_epi8(low_nibbles(line), zero));
-    _mm512_store_si512(to + layout::kLineBytes, _mm512_sub_epi8(high_nibbles(line), zero));
+    store_u8(to, _mm512_sub_epi8(low_nibbles(line), zero));
+    store_u8(to + layout::kLineBytes, _mm512_sub_epi8(high_nibbles(line), zero));
   }
 };
 struct WidenU4Zero : WidenU4 {

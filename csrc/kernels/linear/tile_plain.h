@@ -1,0 +1,162 @@
+// Tiles without group scales: the sums of R rows x V strips over one block, in registers. Included by linear_body.h.
+#pragma once
+#include <cstring>
+
+#include "kernels/linear/linear.h"
+
+namespace torch_cpullm {
+namespace {
+
+// What a tile sees of one block.
+struct Strip {
+  const uint8_t* act;  // [Rows][256]
+  const float* act_scale;
+  const int32_t* act_sum;  // minus the sums
+  int64_t sums;            // of a row
+  const uint8_t* weight;   // of the first strip
+  int64_t next;            // bytes to the following one
+  int64_t zeros;           // offset within a strip
+  const uint8_t* codes;    // the first line: a strip's own, or widened
+  int64_t codes_next;      // bytes to the following strip's
+  int64_t line_count, groups, group_lines;
+  // What a streaming tile prefetches of the weights to come: `fetch_step` bytes a line from `fetch` on.
+  const uint8_t* fetch;
+  int64_t fetch_step;
+  float* c;  // [Rows][64]
+};
+
+inline i32x16 broadcast(const uint8_t* p) {
+  int32_t value;
+  std::memcpy(&value, p, sizeof value);
+  return set1_i32(value);
+}
+
+// The weights to come, where a tile is one that streams.
+template <int Vectors>
+inline void prefetch_stream(const Strip& s, int64_t step) {
+  if constexpr (Vectors == 1) __builtin_prefetch(s.fetch + step * s.fetch_step);
+}
+
+inline void prefetch_lines(const uint8_t* first, const uint8_t* last) {
+  for (const uint8_t* line = first; line < last; line += layout::kLineBytes) __builtin_prefetch(line);
+}
+
+template <int Rows, int Vectors>
+inline void load_c(const Strip& s, f32x16 (&acc)[Rows][Vectors]) {
+#pragma GCC unroll 24
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) acc[r][v] = load_f32(s.c + r * layout::kPanelColumns + 16 * v);
+  }
+}
+
+template <int Rows, int Vectors>
+inline void store_c(const Strip& s, const f32x16 (&acc)[Rows][Vectors]) {
+#pragma GCC unroll 24
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) store_f32(s.c + r * layout::kPanelColumns + 16 * v, acc[r][v]);
+  }
+}
+
+inline f32x16 to_f32(f32x16 a) { return a; }
+
+// c = fma(act_scale, sum, c)
+template <int Rows, int Vectors, class Sum>
+inline void add_scaled(const Strip& s, const Sum (&sum)[Rows][Vectors]) {
+#pragma GCC unroll 24
+  for (int r = 0; r < Rows; ++r) {
+    const f32x16 scale = set1_f32(s.act_scale[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      float* c = s.c + r * layout::kPanelColumns + 16 * v;
+      store_f32(c, fma(scale, to_f32(sum[r][v]), load_f32(c)));
+    }
+  }
+}
+
+struct TileF32 {
+  static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
+  template <int Rows, int Vectors>
+  static void run(const Strip& s) {
+    f32x16 acc[Rows][Vectors];
+    load_c<Rows, Vectors>(s, acc);
+    for (int64_t line = 0; line < s.line_count; ++line) {
+      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      f32x16 w[Vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        w[v] = load_f32(reinterpret_cast<const float*>(weight + v * s.next));
+      }
+      prefetch_stream<Vectors>(s, line);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        float a;
+        std::memcpy(&a, s.act + r * layout::kActBytes + 4 * line, sizeof a);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) acc[r][v] = fma(w[v], set1_f32(a), acc[r][v]);
+      }
+    }
+    store_c<Rows, Vectors>(s, acc);
+  }
+};
+
+struct TileBf16 {
+  static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
+  template <int Rows, int Vectors>
+  static void run(const Strip& s) {
+    f32x16 acc[Rows][Vectors];
+    load_c<Rows, Vectors>(s, acc);
+    for (int64_t line = 0; line < s.line_count; ++line) {
+      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      bf16x32 w[Vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        w[v] = load_bf16(weight + v * s.next);
+      }
+      prefetch_stream<Vectors>(s, line);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        const i32x16 pair = broadcast(s.act + r * layout::kActBytes + 4 * line);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) acc[r][v] = dot2(acc[r][v], w[v], pair);
+      }
+    }
+    store_c<Rows, Vectors>(s, acc);
+  }
+};
+
+// Templates in their integer type only so that an ISA file without dot4 may include this header: the name is looked up
+// when it is used.
+struct TileS8 {
+  static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
+  template <int Rows, int Vectors, class I32 = i32x16>
+  static void run(const Strip& s) {
+    I32 sum[Rows][Vectors];
+#pragma GCC unroll 24
+    for (int r = 0; r < Rows; ++r) {
+      const I32 offset = dot4_start(set1_i32(s.act_sum[r]));
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = offset;
+    }
+    for (int64_t line = 0; line < s.line_count; ++line) {
+      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      u8x64 w[Vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        w[v] = load_u8(weight + v * s.next);
+      }
+      prefetch_stream<Vectors>(s, line);
+#pragma GCC unroll 24
+      for (int r = 0; r < Rows; ++r) {
+        const I32 four = broadcast(s.act + r * layout::kActBytes + 4 * line);
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4(sum[r][v], w[v], four);
+      }
+    }
+    add_scaled<Rows, Vectors>(s, sum);
+  }
+};
+
+}  // namespace
+}  // namespace torch_cpullm
