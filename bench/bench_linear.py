@@ -10,6 +10,7 @@ instruction set: amx, avx512, avx2. Every figure is a median of ratios taken ins
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from datetime import datetime, timezone
@@ -26,7 +27,7 @@ from bench.contest import Call, rotated
 from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.picture_linear import draw_sweep
 from bench.report_linear import write_report
-from bench.rivals import rivals_of
+from bench.rivals import Rivals
 from torch_cpullm.demo.steps import step
 from torch_cpullm.formats import BF16, INT4, INT8, WeightFormat
 from torch_cpullm.machine.probe import cold_bytes, cold_read
@@ -49,16 +50,25 @@ ODD = {
 }
 
 
+@functools.cache
 def matrix(columns: int, depth: int) -> torch.Tensor:
     """Random bf16 weights, normal(0, 0.02)."""
     generator = torch.Generator().manual_seed(0)
     return torch.empty(columns, depth).normal_(0.0, 0.02, generator=generator).to(torch.bfloat16)
 
 
-def packed_copies(weight_NK: torch.Tensor, format: WeightFormat) -> list[torch.Tensor]:
+@functools.lru_cache(maxsize=16)
+def packed_copies(size_KN: tuple[int, int], format: WeightFormat) -> list[torch.Tensor]:
     """Packed anew as often as it takes to fill more than the last-level cache."""
+    weight_NK = matrix(size_KN[1], size_KN[0])
     first = linear.pack(weight_NK, None, format)
     return [first] + [linear.pack(weight_NK, None, format) for _ in range(max(1, cold_bytes() // first.numel()))]
+
+
+@functools.cache
+def rivals(size_KN: tuple[int, int]) -> Rivals:
+    """Torch's operators for the matrix of that size."""
+    return Rivals(matrix(size_KN[1], size_KN[0]))
 
 
 def ours(x_MK: torch.Tensor, packed: list[torch.Tensor]) -> Call:
@@ -68,26 +78,24 @@ def ours(x_MK: torch.Tensor, packed: list[torch.Tensor]) -> Call:
 
 def few_rows(size_KN: tuple[int, int], name: str, threads: int) -> tuple[Case, int]:
     """1, 8 and 16 rows beside the bandwidth; returns the case and the packed weight's bytes."""
-    weight_NK = matrix(size_KN[1], size_KN[0])
-    packed = packed_copies(weight_NK, FORMATS[name])
+    packed = packed_copies(size_KN, FORMATS[name])
     calls: dict[str, Call] = {}
     for rows in FEW:
         x_MK = 50 * matrix(rows, size_KN[0])
         calls[f"ours {rows}"] = ours(x_MK, packed)
         if rows != 8 and name != "int4 g128":
-            calls |= {
-                f"{rival} {rows}": call for rival, call in rivals_of(FORMATS[name].codes, x_MK, weight_NK).items()
-            }
+            found = rivals(size_KN).of(FORMATS[name].codes, x_MK)
+            calls |= {f"{rival} {rows}": call for rival, call in found.items()}
     return Case(calls, {"read": lambda: cold_read(threads, packed[0].numel())}), packed[0].numel()
 
 
 def many_rows(size_KN: tuple[int, int], name: str, threads: int, rows: int) -> Case:
     """One large product beside the peaks of the vector instruction and, where there is one, of the tile instruction."""
-    weight_NK, x_MK = matrix(size_KN[1], size_KN[0]), 50 * matrix(rows, size_KN[0])
+    x_MK = 50 * matrix(rows, size_KN[0])
     instruction: Literal["bf16", "int8"] = "bf16" if name == "bf16" else "int8"
-    calls = {"ours": ours(x_MK, packed_copies(weight_NK, FORMATS[name]))}
+    calls = {"ours": ours(x_MK, packed_copies(size_KN, FORMATS[name]))}
     if name != "int4 g128":
-        calls |= rivals_of(FORMATS[name].codes, x_MK, weight_NK)
+        calls |= rivals(size_KN).of(FORMATS[name].codes, x_MK)
     found = {"peak": lambda: probes.peak(instruction, threads, 10)}
     if probes.peak(f"amx {instruction}", threads, 1):
         found["amx"] = lambda: probes.peak(f"amx {instruction}", threads, 10)
@@ -167,17 +175,16 @@ def _many_row(table: Table, case: Case, name: str, rows: int, threads: int, plac
 def sweep(threads: int, units: int, console: Console) -> dict[str, Any]:
     """Time against rows at 4096 x 4096, and odd sizes beside even ones."""
     cases: dict[str, Case] = {}
-    weight_NK = matrix(4096, 4096)
     xs = {rows: 50 * matrix(rows, 4096) for rows in SWEEP_ROWS}
     for name in ("bf16", "int8", "int4"):
-        packed = packed_copies(weight_NK, FORMATS[name])
+        packed = packed_copies(MATRICES_KN[0], FORMATS[name])
         cases |= {f"{name} {rows}": Case({"ours": ours(xs[rows], packed)}, {}) for rows in SWEEP_ROWS}
     for rows in (1, 4, 16, 64, 256, 1024, 4096):
-        cases[f"torch {rows}"] = Case(rivals_of("bf16", xs[rows], weight_NK), {})
+        cases[f"torch {rows}"] = Case(rivals(MATRICES_KN[0]).of("bf16", xs[rows]), {})
     for title, shapes in ODD.items():
         calls = {}
         for depth, columns, rows in shapes:
-            packed = packed_copies(matrix(columns, depth), INT8)
+            packed = packed_copies((depth, columns), INT8)
             calls[f"{depth} {columns} {rows}"] = ours(50 * matrix(rows, depth), packed)
         cases[title] = Case(calls, {"read": lambda: cold_read(threads, 4 << 20)})
     order = random.Random(0)

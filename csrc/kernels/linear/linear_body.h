@@ -48,9 +48,8 @@ void run_rows(const Strip& s, int64_t rows) {
 }
 
 // All rows over `Vectors` strips, in tiles of at most Most rows and of even size, while memory fetches what lies
-// `ahead`. Streaming tiles share that line by line. Wide ones have many rows that come from L2 or beyond: a burst
-// before each tile asks for the next one's (stalls for them took a third of the time at 2048 rows of 4096 bf16) and for
-// a share of the weights. Line by line in their loops, prefetches took 15 % of the instructions of grouped codes.
+// `ahead`: streaming tiles share it line by line, wide ones each ask for a part before they start. Grouped ones ask for
+// the next one's rows then as well: line by line in their loops, that took 15 % of the instructions.
 template <class Tile, int Vectors, int Most>
 void run_tiles(const kernels::LinearPanel& p, const Strip& s, int64_t ahead) {
   const int64_t tiles = layout::ceil_div(p.rows, Most);
@@ -64,8 +63,8 @@ void run_tiles(const kernels::LinearPanel& p, const Strip& s, int64_t ahead) {
     part.act_sum += row * s.sums;
     part.c += row * layout::kPanelColumns;
     if constexpr (Vectors > 1) {
-      const uint8_t *weights = s.weight + ahead, *rows_end = part.act + 2 * rows * layout::kActBytes;
-      prefetch_lines(part.act + rows * layout::kActBytes, rows_end);
+      const uint8_t *weights = s.weight + ahead, *rows_end = part.act + rows * layout::kActBytes;
+      if (!Tile::kFetchesRows) prefetch_lines(rows_end, rows_end + rows * layout::kActBytes);
       prefetch_lines(weights + tile * stored_lines / tiles * layout::kLineBytes,
                      weights + (tile + 1) * stored_lines / tiles * layout::kLineBytes);
     } else {

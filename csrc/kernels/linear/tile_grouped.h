@@ -79,6 +79,7 @@ struct WidenedU4 : GroupedS8 {
 template <class Kind>
 struct TileGrouped {
   static constexpr int kStreamRows = kLinearGroupRows, kWideRows = kLinearWideGroupRows;
+  static constexpr bool kFetchesRows = false;
   template <int Rows, int Vectors, class I32 = i32x16>
   static void run(const Strip& s) {
     f32x16 part[Rows][Vectors];
