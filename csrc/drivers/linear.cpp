@@ -34,7 +34,7 @@ PreparedRows::PreparedRows(const layout::PackedView& weight, int64_t rows)
 }
 
 void PreparedRows::plan(runtime::Carver& carver) {
-  values_ = carver.take<uint8_t>(blocks_ * rows_ * kActBytes);
+  values_ = carver.take<uint8_t>((blocks_ * rows_ + kernels::kRowsBehind) * kActBytes);
   // Also where they are not used: a pointer that may be moved costs less than one that may be null.
   scale_ = carver.take<float>(blocks_ * rows_);
   sum_ = carver.take<int32_t>(blocks_ * rows_ * sums_);

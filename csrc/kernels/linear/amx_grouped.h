@@ -142,15 +142,14 @@ inline void grouped_tile(GroupedPass& pass, const GroupedBlock& b, const uint8_t
   pass.waiting = then;
 }
 
-// All rows of `p` with all of its panel; a multiple of 16, or fewer.
+// The last tile may hold fewer rows: it reads the ones behind them (linear.h), and keeps its own.
 template <class Widen>
 void grouped_pass(const kernels::LinearPanel& p) {
   const int64_t bytes = std::min<int64_t>(p.format.group, layout::kLineBytes);
   const int64_t blocks = layout::block_count(p.format, p.padded), tiles = layout::ceil_div(p.rows, kTileRows);
-  const int64_t tile_rows = std::min(p.rows, kTileRows);
   TileShapes shapes;
-  for (int tile = 0; tile < 4; ++tile) shapes.set(tile, tile_rows, layout::kLineBytes);
-  shapes.set(4, tile_rows, bytes);
+  for (int tile = 0; tile < 4; ++tile) shapes.set(tile, kTileRows, layout::kLineBytes);
+  shapes.set(4, kTileRows, bytes);
   shapes.set(6, bytes / 4, layout::kLineBytes);
   const TileScope scope(shapes);
   GroupedPass pass;
@@ -169,31 +168,21 @@ void grouped_pass(const kernels::LinearPanel& p) {
     const uint8_t* act = p.act + block * p.act_rows * layout::kActBytes;
     for (int64_t row = 0; row < p.rows; row += kTileRows) {
       for (int64_t strip = 0; strip < layout::kStrips; ++strip) {
-        grouped_tile(pass, b, act + row * layout::kActBytes, pass.codes + strip * kBlockLines * layout::kLineBytes,
-                     {reinterpret_cast<const layout::float16*>(b.weight + strip * b.strip_bytes),
-                      p.act_scale + block * p.act_rows + row,
-                      p.c + row * layout::kPanelColumns + strip * layout::kStripColumns, b.groups, tile_rows});
+        grouped_tile(
+            pass, b, act + row * layout::kActBytes, pass.codes + strip * kBlockLines * layout::kLineBytes,
+            {reinterpret_cast<const layout::float16*>(b.weight + strip * b.strip_bytes),
+             p.act_scale + block * p.act_rows + row, p.c + row * layout::kPanelColumns + strip * layout::kStripColumns,
+             b.groups, std::min(kTileRows, p.rows - row)});
       }
     }
   }
   grouped_tile(pass, GroupedBlock{}, nullptr, nullptr, WaitingTile{});
 }
 
-inline kernels::LinearPanel some_rows(kernels::LinearPanel p, int64_t first, int64_t count) {
-  p.act += first * layout::kActBytes;
-  p.act_scale += first;
-  p.act_sum += first * (layout::kActivationGroup / p.format.group);
-  p.c += first * layout::kPanelColumns;
-  p.rows = count;
-  return p;
-}
-
 // Fewer than kAmxGroupedFrom rows take the AVX-512 kernel, whose bits are the same: integers, and floats in one order.
 template <class Widen, const kernels::LinearFn& few>
 void run_grouped(const kernels::LinearPanel& p) {
-  const int64_t whole = p.rows / kTileRows * kTileRows, rest = p.rows - whole;
-  if (whole) grouped_pass<Widen>(some_rows(p, 0, whole));
-  if (rest) (rest >= kAmxGroupedFrom ? grouped_pass<Widen> : few)(some_rows(p, whole, rest));
+  (p.rows < kAmxGroupedFrom ? few : grouped_pass<Widen>)(p);
 }
 
 }  // namespace

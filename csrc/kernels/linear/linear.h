@@ -12,7 +12,8 @@
 //            block c = fma(act_scale, part, c). int4 starts a group at -8 * act_sum, asymmetric at -zero * act_sum.
 //
 // Activations lie in blocks as the weights do, 256 bytes a row: f32 values, bf16 values, or s8 codes, zeros beyond K.
-// Nothing is read outside the operands; kernels prefetch kAhead bytes further, which reads nothing.
+// Behind the last row of the last block there are kRowsBehind more that may be read, whatever they hold. Else nothing
+// is read outside the operands; kernels prefetch kAhead bytes further, which reads nothing.
 #pragma once
 #include <cstdint>
 
@@ -21,6 +22,8 @@
 #include "layout/panel.h"
 
 namespace torch_cpullm::kernels {
+
+constexpr int64_t kRowsBehind = 15;
 
 struct LinearPanel {
   const uint8_t* act;      // [blocks][rows in all][256]
