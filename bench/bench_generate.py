@@ -3,9 +3,9 @@
     python -m bench.bench_generate                      Llama-3.2-1B: 512 tokens in, 64 out, 2 threads, about 5 minutes
     python -m bench.bench_generate --shape qwen2.5-0.5b --prompt 2048
 
-Writes bench/results/generate-SHAPE.json, and docs/speed.png for the shape that the README shows. The contenders take
-turns lap by lap. A probe before and after each lap says where the two vCPUs are: laps during which they moved are left
-out, the others are grouped by place.
+Writes bench/results/generate-SHAPE-LEVEL.json, LEVEL being the instruction set, and docs/speed-LEVEL.png for the shape
+that the README shows. The contenders take turns lap by lap. A probe before and after each lap says where the two vCPUs
+are: laps during which they moved are left out, the others are grouped by place.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 STOCK = "stock bf16"
-README_SHAPE, README_PICTURE = "llama-3.2-1b", ROOT / "docs" / "speed.png"
+README_SHAPE = "llama-3.2-1b"
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,19 @@ def main(
         "summary": [asdict(group) for group in groups],
         "laps": [lap.record() for lap in laps],
     }
-    file = ROOT / "bench" / "results" / f"generate-{result['shape']}.json"
+    file = ROOT / "bench" / "results" / f"generate-{result['shape']}-{introspect.isa_level()}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if not groups:
         console.print(f"The vCPUs moved during every lap; nothing to summarise. All laps: {file.relative_to(ROOT)}")
         raise typer.Exit(1)
     if shape == README_SHAPE:
-        draw(result, README_PICTURE)
+        draw(result, ROOT / "docs" / f"speed-{introspect.isa_level()}.png")
     console.print(_table(shape, groups, left_out=sum(lap.placement == MOVED for lap in laps)))
     console.print(
         f"limits now, {limits.threads} threads: {limits.read_bandwidth / 1e9:.0f} GB/s read, "
         f"{limits.f32 / 1e12:.2f} TFLOP/s f32, {limits.bf16 / 1e12:.2f} TFLOP/s bf16, "
-        f"{limits.int8 / 1e12:.2f} TOP/s int8"
+        f"{limits.int8 / 1e12:.2f} TOP/s int8; AMX {limits.amx_bf16 / 1e12:.2f} and {limits.amx_int8 / 1e12:.2f}"
     )
     console.print(f"All laps: {file.relative_to(ROOT)}")
 

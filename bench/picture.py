@@ -1,6 +1,6 @@
-"""Draws docs/speed.png.
+"""Draws docs/speed-LEVEL.png.
 
-python -m bench.picture bench/results/generate-llama-3.2-1b.json docs/speed.png
+python -m bench.picture bench/results/generate-llama-3.2-1b-avx512.json docs/speed-avx512.png
 """
 
 from __future__ import annotations
