@@ -14,6 +14,8 @@ namespace {
 constexpr layout::WeightFormat kBf16{layout::Codes::bf16, Activation::bf16, false, 0};
 constexpr int64_t kExpandedBytes = 2 * layout::kStrips * layout::strip_bytes(kBf16, layout::block_depth(kBf16.codes));
 
+constexpr int64_t kMostPanels = 8;  // sums of 256 rows: 512 KiB
+
 int64_t act_depth(Activation activation) {
   return activation == Activation::f32 ? 64 : activation == Activation::bf16 ? 128 : 256;
 }
@@ -65,10 +67,18 @@ Linear::Linear(const layout::PackedView& weight, int64_t rows, int threads)
       finish_(kernels::finish_kernel()),
       rows_(rows),
       threads_(threads),
-      block_rows_(std::min(rows, kernels::linear_block_rows(expands_ ? kBf16 : weight.format))) {}
+      run_(layout::block_count(weight.format, weight.padded)) {
+  const kernels::LinearBlocking blocking = kernels::linear_blocking(expands_ ? kBf16 : weight.format);
+  block_rows_ = std::min(rows, blocking.rows);
+  const int64_t fit = std::max<int64_t>(dispatch::l2_bytes() / 2 / (block_rows_ * kActBytes), 1);
+  if (!blocking.cut_depth || expands_ || run_ <= fit) return;
+  run_ = layout::ceil_div(run_, layout::ceil_div(run_, fit));
+  const int64_t tasks = layout::panel_count(weight.columns) * layout::ceil_div(rows, block_rows_);
+  chunk_ = std::clamp<int64_t>(tasks / (4 * threads), 1, kMostPanels);
+}
 
 void Linear::plan(runtime::Carver& carver) {
-  sums_ = carver.take<float>(threads_ * block_rows_ * kPanelColumns);
+  sums_ = carver.take<float>(threads_ * chunk_ * block_rows_ * kPanelColumns);
   if (expands_) bf16_ = carver.take<uint8_t>(threads_ * kExpandedBytes);
 }
 
@@ -86,48 +96,59 @@ void Linear::multiply_expanded(kernels::LinearPanel tile, uint8_t* bf16) const {
   }
 }
 
-void Linear::multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
-                            const Destination& to) const {
-  float* sums = sums_ + rank * block_rows_ * kPanelColumns;
-  std::memset(sums, 0, static_cast<size_t>(rows * kPanelColumns) * sizeof(float));
-  const kernels::LinearPanel tile{x.values_ + first_row * kActBytes,
-                                  x.scale_ + first_row,
-                                  x.sum_ + first_row * x.sums_,
-                                  x.rows_,
-                                  weight_.panel(panel),
-                                  weight_.format,
-                                  weight_.padded,
-                                  sums,
-                                  rows};
-  if (expands_) {
-    multiply_expanded(tile, bf16_ + rank * kExpandedBytes);
-  } else {
-    kernel_(tile);
+void Linear::multiply_panels(runtime::Range panels, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
+                             const Destination& to) const {
+  const int64_t each = rows * kPanelColumns, blocks = layout::block_count(weight_.format, weight_.padded);
+  float* sums = sums_ + rank * chunk_ * block_rows_ * kPanelColumns;
+  std::memset(sums, 0, static_cast<size_t>((panels.end - panels.begin) * each) * sizeof(float));
+  for (int64_t block = 0; block < blocks; block += run_) {
+    const layout::BlockPlace place = layout::block_place(weight_.format, weight_.padded, block);
+    const int64_t depth = std::min(weight_.padded - place.first, run_ * layout::block_depth(weight_.format.codes));
+    const int64_t at = block * x.rows_ + first_row;
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const kernels::LinearPanel tile{x.values_ + at * kActBytes,
+                                      x.scale_ + at,
+                                      x.sum_ + at * x.sums_,
+                                      x.rows_,
+                                      weight_.panel(panel) + place.offset,
+                                      weight_.format,
+                                      depth,
+                                      sums + (panel - panels.begin) * each,
+                                      rows};
+      if (expands_) {
+        multiply_expanded(tile, bf16_ + rank * kExpandedBytes);
+      } else {
+        kernel_(tile);
+      }
+    }
   }
-  const int64_t first = panel * kPanelColumns, at = first_row * to.stride + first;
-  finish_({sums, weight_.column_scale ? weight_.column_scale + first : nullptr,
-           weight_.bias ? weight_.bias + first : nullptr, to.add ? to.add + at : nullptr, to.out.from(at), to.stride,
-           rows, std::min(kPanelColumns, weight_.columns - first)});
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const int64_t first = panel * kPanelColumns, at = first_row * to.stride + first;
+    finish_({sums + (panel - panels.begin) * each, weight_.column_scale ? weight_.column_scale + first : nullptr,
+             weight_.bias ? weight_.bias + first : nullptr, to.add ? to.add + at : nullptr, to.out.from(at), to.stride,
+             rows, std::min(kPanelColumns, weight_.columns - first)});
+  }
 }
 
 void Linear::multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to) {
   const int64_t panels = layout::panel_count(weight_.columns);
-  if (rows_ <= block_rows_) {
+  if (rows_ <= block_rows_ && chunk_ == 1) {
     // Each member reads its panels as one contiguous stream: decode lives from that. The last eighth is handed out one
     // by one, since cores are never equally fast: with fixed halves one of two waited 5 to 10 % of the time.
+    const auto one = [&](int64_t panel) { multiply_panels({panel, panel + 1}, 0, rows_, x, team.rank, to); };
     const int64_t fixed = panels - panels / 8;
     const runtime::Range mine = team.share(fixed);
-    for (int64_t panel = mine.begin; panel < mine.end; ++panel) multiply_panel(panel, 0, rows_, x, team.rank, to);
-    for (int64_t panel = fixed + counter_.take(); panel < panels; panel = fixed + counter_.take())
-      multiply_panel(panel, 0, rows_, x, team.rank, to);
+    for (int64_t panel = mine.begin; panel < mine.end; ++panel) one(panel);
+    for (int64_t panel = fixed + counter_.take(); panel < panels; panel = fixed + counter_.take()) one(panel);
     return;
   }
-  const int64_t blocks = layout::ceil_div(rows_, block_rows_);
-  const bool rows_stay = 2 * block_rows_ * x.blocks() * kActBytes <= dispatch::l2_bytes();
-  for (int64_t task = counter_.take(); task < panels * blocks; task = counter_.take()) {
-    const int64_t panel = rows_stay ? task % panels : task / blocks;
-    const int64_t first_row = (rows_stay ? task / panels : task % blocks) * block_rows_;
-    multiply_panel(panel, first_row, std::min(block_rows_, rows_ - first_row), x, team.rank, to);
+  const int64_t blocks = layout::ceil_div(rows_, block_rows_), chunks = layout::ceil_div(panels, chunk_);
+  const bool rows_stay = 2 * block_rows_ * run_ * kActBytes <= dispatch::l2_bytes();
+  for (int64_t task = counter_.take(); task < chunks * blocks; task = counter_.take()) {
+    const int64_t first_panel = (rows_stay ? task % chunks : task / blocks) * chunk_;
+    const int64_t first_row = (rows_stay ? task / chunks : task % blocks) * block_rows_;
+    multiply_panels({first_panel, std::min(first_panel + chunk_, panels)}, first_row,
+                    std::min(block_rows_, rows_ - first_row), x, team.rank, to);
   }
 }
 

@@ -58,8 +58,8 @@ class Linear {
   void multiply(const runtime::Team& team, const PreparedRows& x, const Destination& to);
 
  private:
-  void multiply_panel(int64_t panel, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
-                      const Destination& to) const;
+  void multiply_panels(runtime::Range panels, int64_t first_row, int64_t rows, const PreparedRows& x, int rank,
+                       const Destination& to) const;
   void multiply_expanded(kernels::LinearPanel tile, uint8_t* bf16) const;
 
   layout::PackedView weight_;
@@ -69,8 +69,10 @@ class Linear {
   kernels::FinishFn finish_;
   int64_t rows_;
   int threads_;
+  int64_t run_;        // blocks of K at a time
+  int64_t chunk_ = 1;  // panels that a task multiplies with its rows, run by run
   int64_t block_rows_;
-  float* sums_ = nullptr;    // [threads][block_rows_][64]
+  float* sums_ = nullptr;    // [threads][chunk_][block_rows_][64]
   uint8_t* bf16_ = nullptr;  // [threads][32 KiB]: one block of 256 k
   runtime::TaskCounter counter_;
 };

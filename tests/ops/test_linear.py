@@ -173,8 +173,22 @@ def test_one_row_has_the_bits_of_four_thousand(name):
     packed = ops.pack(torch.randn(70, 300), None, FORMATS[name])
     x = torch.randn(4096, 300)
     whole = ops.linear(x, packed)
-    for row in (0, 127, 128, 4095):
+    for row in (0, 119, 128, 256, 4095):
         assert torch.equal(ops.linear(x[row], packed), whole[row])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", EACH_KERNEL)
+def test_deep_products_are_cut_without_a_trace(name, threads):
+    """Many rows of a deep weight are multiplied run by run of K where that keeps them in cache."""
+    torch.set_num_threads(threads)
+    weight, x = torch.randn(700, 4700), torch.randn(260, 4700)
+    packed = ops.pack(weight, torch.randn(700), FORMATS[name])
+    whole = ops.linear(x, packed)
+    for row in (0, 255, 256, 259):
+        assert torch.equal(ops.linear(x[row], packed), whole[row])
+    for rows in (129, 200, 256, 257):
+        assert torch.equal(ops.linear(x[:rows], packed), whole[:rows])
 
 
 @pytest.mark.parametrize("name", FORMATS)

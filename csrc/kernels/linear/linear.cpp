@@ -85,9 +85,11 @@ LinearFn linear_kernel(const layout::WeightFormat& format) {
   }
 }
 
-int64_t linear_block_rows(const layout::WeightFormat& format) {
+// 120 rows are tiles of 12 or 6, their 64-column sums 30 KiB. AMX multiplies so fast that reading the weights shows:
+// 128 rows of 4096 bf16 ask for 15 GB/s a core, of which 10 came.
+LinearBlocking linear_blocking(const layout::WeightFormat& format) {
   const bool tiles = (dispatch::usable_features() & dispatch::kAmxSet) == dispatch::kAmxSet;
-  return tiles && format.codes != Codes::f32 ? 128 : 120;  // pairs of 16, or tiles of 12 and 6
+  return tiles && format.codes != Codes::f32 ? LinearBlocking{256, true} : LinearBlocking{120, false};
 }
 
 ExpandFn expand_kernel() { return dispatch::choose(expand_table).counted(); }

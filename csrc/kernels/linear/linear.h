@@ -42,8 +42,12 @@ using LinearFn = void (*)(const LinearPanel&);
 // The kernel for a format with int8 or equal activations. Selection happens once per op, outside all loops.
 LinearFn linear_kernel(const layout::WeightFormat& format);
 
-// Rows that a call gets at most, where there are many: whole tiles, whose 64-column sums take 30 KiB.
-int64_t linear_block_rows(const layout::WeightFormat& format);
+// How a product with many rows should be cut.
+struct LinearBlocking {
+  int64_t rows;    // of a call, at most: whole tiles
+  bool cut_depth;  // a call may get a run of blocks: what it reads of the rows should stay in half of L2
+};
+LinearBlocking linear_blocking(const layout::WeightFormat& format);
 
 // Rounds one block of a quantised weight to bf16: out holds the same k as blocks of the bf16 layout, 16 KiB each. The
 // value is code * group scale (just the code, exactly, without groups); the column scale stays outside.
