@@ -211,24 +211,25 @@ void plain_pass(const kernels::LinearPanel& p, int64_t first, int64_t last) {
   Kind::template finish<Strips>(sums);
 }
 
-inline void run_bf16(const kernels::LinearPanel& p) {
+// More rows than a tile has.
+template <class Kind>
+void run_pairs(const kernels::LinearPanel& p) {
   const int64_t pairs = p.rows / kAmxPair * kAmxPair, rest = p.rows - pairs;
-  if (p.rows <= kTileRows) return plain_pass<PlainBf16, 1, 1>(p, 0, p.rows);
-  if (p.rows <= kAmxPair) return plain_pass<PlainBf16, 2, 1>(p, 0, p.rows);
-  plain_pass<PlainBf16, 2, 2>(p, 0, pairs);
-  if (rest > kTileRows) return plain_pass<PlainBf16, 2, 2>(p, pairs, p.rows);
-  if (rest) plain_pass<PlainBf16, 1, 2>(p, pairs, p.rows);
+  if (p.rows <= kAmxPair) return plain_pass<Kind, 2, 1>(p, 0, p.rows);
+  plain_pass<Kind, 2, 2>(p, 0, pairs);
+  if (rest > kTileRows) return plain_pass<Kind, 2, 2>(p, pairs, p.rows);
+  if (rest) plain_pass<Kind, 1, 2>(p, pairs, p.rows);
+}
+
+inline void run_bf16(const kernels::LinearPanel& p) {
+  if (p.rows > kTileRows) return run_pairs<PlainBf16>(p);
+  plain_pass<PlainBf16, 1, 1>(p, 0, p.rows);
 }
 
 // Up to 16 rows take the AVX-512 kernel, whose bits are the same: integers, and floats in one order.
 template <const kernels::LinearFn& few>
 void run_s8(const kernels::LinearPanel& p) {
-  const int64_t pairs = p.rows / kAmxPair * kAmxPair, rest = p.rows - pairs;
-  if (p.rows <= kTileRows) return few(p);
-  if (p.rows <= kAmxPair) return plain_pass<PlainS8, 2, 1>(p, 0, p.rows);
-  plain_pass<PlainS8, 2, 2>(p, 0, pairs);
-  if (rest > kTileRows) return plain_pass<PlainS8, 2, 2>(p, pairs, p.rows);
-  if (rest) plain_pass<PlainS8, 1, 2>(p, pairs, p.rows);
+  (p.rows > kTileRows ? run_pairs<PlainS8> : few)(p);
 }
 
 }  // namespace
