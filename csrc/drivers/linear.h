@@ -6,6 +6,7 @@
 //
 // Cut of multiply: panels x blocks of rows. What happens inside is the kernel's (kernels/linear/linear.h). Where a
 // block of rows takes at most half of L2 it stays there while all panels pass, else a panel stays while all rows pass.
+// With AMX such rows are cut along K as well: run 0 of a chunk of panels, run 1 of the same, then their sums are done.
 // Prepared rows lie in blocks of K, rows of a block side by side: with whole rows side by side, a K that is a multiple
 // of 4096 puts the rows of a tile into one set of the L1, and 16 rows took twice the time.
 #pragma once

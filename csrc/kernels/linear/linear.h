@@ -3,7 +3,7 @@
 //   c[r][n] += sum over k of a[r][k] * weight[n][k]          r < rows, n < 64; weights without their column scale
 //
 // f32, bf16: one chain of fused multiply-adds per output, in k order: c may leave and re-enter at any block border
-//            without changing a bit (except avx512bf16, whose instruction adds a pair per step).
+//            without changing a bit (except avx512bf16, whose instruction adds a pair per step, and amx: 16 pairs).
 // int8:      exact int32 inside a block, then c = fma(act_scale[block][r], sum, c), in block order. With weights stored
 //            as code + 128 the true sum is  sum(u8 * s8) - 128 * sum(s8); the accumulator starts at -128 * act_sum
 //            (at 0 in the avx2 kernel, which has no unsigned product and takes the 128 off each weight instead).
