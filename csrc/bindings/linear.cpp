@@ -55,8 +55,10 @@ at::Tensor check_grid(const OptionalTensor& x, int64_t columns, int64_t groups, 
 
 const float* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
 
+// Small ones where torch puts them: alone in a chunk they would take a whole huge page.
 at::Tensor empty_packed(int64_t bytes) {
-  const std::shared_ptr<void> memory = runtime::weight_memory(static_cast<size_t>(bytes));
+  constexpr int64_t kOwnFrom = int64_t{1} << 20;
+  const std::shared_ptr<void> memory = bytes < kOwnFrom ? nullptr : runtime::weight_memory(static_cast<size_t>(bytes));
   const at::TensorOptions options = at::TensorOptions().dtype(at::kByte);
   // torch's own allocator says best that there is no memory.
   if (!memory) return at::empty({bytes}, options);
