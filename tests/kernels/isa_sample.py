@@ -16,9 +16,17 @@ from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import filled_pages
 
 
+def plain(*shape):
+    """Values in [-2, 2), exact: randn, exp and cos have the bits of whatever code torch and MKL take in a process."""
+    return torch.randint(-(2**20), 2**20, shape) / 2**19
+
+
+POWERS = torch.tensor([2.0**exponent for exponent in range(-4, 5)])
+
+
 def hard(*shape):
     """Values over many magnitudes, some of them zero or denormal."""
-    x = torch.randn(shape).exp() * torch.randn(shape).sign()
+    x = plain(*shape) * POWERS[torch.randint(0, len(POWERS), shape)]
     x.flatten()[::17] = 0.0
     x.flatten()[5::29] = 1e-41
     return guarded(x)
@@ -32,7 +40,9 @@ def sample():
     out = {}
     for name, format in FORMATS.items():
         for rows, columns, depth in SHAPES:
-            packed = linear.pack(hard(columns, depth), torch.randn(columns), format)
+            weight, bias = hard(columns, depth), plain(columns)
+            packed = linear.pack(weight, bias, format)
+            out[f"input {name} {columns} {depth}"] = weight.clone()
             out[f"pack {name} {columns} {depth}"] = packed
             out[f"linear {name} {rows} {columns} {depth}"] = linear.linear(hard(rows, depth), guarded(packed))
     packed = linear.pack(hard(65, 300), None, INT8)
@@ -40,23 +50,23 @@ def sample():
         out[f"linear of {dtype}"] = linear.linear(guarded(hard(3, 300).to(dtype)), packed)
         out[f"pack of {dtype}"] = linear.pack(guarded(hard(65, 300).to(dtype)), None, INT4)
     for width in (1, 16, 50, 100):
-        out[f"rms_norm {width}"] = rowwise.rms_norm(hard(4, width), torch.randn(width), 1e-6, 1.0)
+        out[f"rms_norm {width}"] = rowwise.rms_norm(hard(4, width), plain(width), 1e-6, 1.0)
         for activation in ("silu", "gelu_tanh", "gelu_erf"):
             out[f"gated {activation} {width}"] = rowwise.gated(hard(4, width) * 9, hard(4, width), activation)
-    angles = torch.randn(1, 6, 34)
-    out["rope"] = rowwise.rope(hard(2, 6, 3, 48), angles.cos(), angles.sin())
+    angles = plain(2, 1, 6, 34)
+    out["rope"] = rowwise.rope(hard(2, 6, 3, 48), *angles)
     for format in ("f32", "bf16", "int8"):
         for tokens, past, heads, channels in ((1, 0, 4, 16), (1, 299, 6, 80), (40, 60, 2, 32), (19, 0, 8, 64)):
-            key, value = torch.randn(2, 2, past + tokens, 2, channels)
-            query = guarded(torch.randn(2, tokens, heads, channels))
+            key, value = plain(2, 2, past + tokens, 2, channels)
+            query = guarded(plain(2, tokens, heads, channels))
             kv = filled_pages(guarded(key), guarded(value), torch.full((2,), past), format)
             kv = replace(kv, pages=guarded(kv.pages[:-1]))  # the last one is a spare
             name = f"attention {format} {tokens} {past} {heads} {channels}"
             out[name] = paged_attention(query, kv, None, channels**-0.5, 20.0 if heads == 6 else 0.0)
-            mask = guarded(torch.rand(2, 1, tokens, past + tokens) < 0.4)
+            mask = guarded(plain(2, 1, tokens, past + tokens) < -0.4)
             out[f"{name} masked"] = paged_attention(query, kv, mask, channels**-0.5)
             out[f"{name} pages"] = kv.pages
-    out["slim"] = slim_attention(torch.randn(1, 9, 4, 32), *torch.randn(2, 1, 20, 2, 32), None, 0.2)
+    out["slim"] = slim_attention(plain(1, 9, 4, 32), *plain(2, 1, 20, 2, 32), None, 0.2)
     for name, result in sample_bad_rows():
         out[f"{name} bad"] = result.nan_to_num(nan=123.0, posinf=456.0, neginf=-456.0)  # so that equal means equal
     return out
@@ -69,13 +79,13 @@ def sample_bad_rows():
     for name, format in FORMATS.items():
         yield f"linear {name}", linear.linear(x, linear.pack(hard(65, 300), None, format))
     for format in ("f32", "bf16", "int8"):
-        key, value = torch.randn(2, 1, 40, 1, 16)
+        key, value = plain(2, 1, 40, 1, 16)
         key[0, 9, 0, 3], value[0, 21, 0, 15], value[0, 22, 0, 0] = float("nan"), float("inf"), float("nan")
         yield (
             f"attention {format}",
-            paged_attention(torch.randn(1, 40, 2, 16), filled_pages(key, value, torch.zeros(1), format), None, 0.25),
+            paged_attention(plain(1, 40, 2, 16), filled_pages(key, value, torch.zeros(1), format), None, 0.25),
         )
-    yield "rms_norm", rowwise.rms_norm(x, torch.randn(300), 1e-6)
+    yield "rms_norm", rowwise.rms_norm(x, plain(300), 1e-6)
     for activation in ("silu", "gelu_tanh", "gelu_erf"):
         yield activation, rowwise.gated(x, x, activation)
 
