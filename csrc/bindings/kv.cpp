@@ -38,6 +38,7 @@ void kv_append(at::Tensor pages, const at::Tensor& page_table, const at::Tensor&
       for (int64_t g = 0; g < heads; ++g)
         kernels.kv_store(k + (row * heads + g) * channels, v + (row * heads + g) * channels, channels, kv.pages.format,
                          kv.pages.head(page, g), position % layout::kPageTokens);
+      if (row % tokens == tokens - 1) kv.pages.close(page, position, kv.past[b]);
     }
   });
 }
@@ -68,6 +69,11 @@ std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::
     }
   });
   return {key, value};
+}
+
+void set_slim_tokens(int64_t tokens) {
+  TORCH_CHECK_VALUE(tokens >= 0, "tokens: expected 0 (never) or more, got ", tokens);
+  drivers::set_slim_tokens(tokens);
 }
 
 at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "bindings/ops.h"
+#include "drivers/attention.h"
 
 TORCH_LIBRARY(torch_cpullm, m) {
   // weight[N, K], bias[N] -> packed bytes (layout/packed.h). codes: f32, bf16, int8, int4; activation: the codes' own,
@@ -44,6 +45,10 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "str format, float scale, float soft_cap) -> Tensor");
   // The same over dense key, value [B, S, G, C]; the queries are the last T of the S tokens.
   m.def("slim_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, float soft_cap) -> Tensor");
+  // Query tokens up to this place in their sequence are attended to with whole score rows, those behind with a running
+  // maximum: a matter of speed, the bits are the same (drivers/attention.h).
+  m.def("set_slim_tokens(int tokens) -> ()", torch_cpullm::bindings::set_slim_tokens);
+  m.def("slim_tokens() -> int", torch_cpullm::drivers::slim_tokens);
 
   // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added.
   m.def(

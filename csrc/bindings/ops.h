@@ -30,6 +30,7 @@ at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view 
 // kv.cpp
 int64_t kv_layer_bytes(int64_t heads, int64_t channels, c10::string_view format);
 int64_t kv_page_tokens();
+void set_slim_tokens(int64_t tokens);
 void kv_append(at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past, const at::Tensor& key,
                const at::Tensor& value, c10::string_view format);
 std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::Tensor& page_table, int64_t length,

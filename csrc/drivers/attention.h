@@ -1,42 +1,31 @@
-// SlimAttention over the paged KV pool (arXiv 2407.07304, section 2.2), from one decoded token to a long prefill.
+// Attention over the paged KV pool, from one decoded token to a long prefill, by two methods with the same bits:
 //
-// One-dimensional decomposition: a task is (sequence, KV head, block of query tokens). It computes whole score rows
-// S[rows, tokens] into a buffer of its thread (half the L2 where that holds 24 rows), takes one ordinary softmax per
-// row with the true maximum, and multiplies by V once. All query heads of a KV head are rows of the same task and share
-// every load of K and V. Causal rows end at their own token: pages beyond are not touched.
+//   slim   SlimAttention (arXiv 2407.07304, section 2.2): a task computes whole score rows S[rows, tokens], takes one
+//          softmax per row with its true maximum, and multiplies by V once.
+//   flash  FlashAttention (arXiv 2205.14135): a task goes chunk by chunk of tokens with a running maximum, and rescales
+//          what it has.
 //
-// Where there are fewer tasks than threads (decode of a model with few KV heads) the tokens are split in chunks of
-// kChunkPages. Sums over tokens are always taken per chunk and combined in chunk order, split or not, so the bits of
-// a row depend neither on threads nor on how many rows were asked for at once.
+// A task is (sequence, KV head, block of query tokens); all query heads of a KV head are rows of the same task and share
+// every load of K and V. Pages that no row of a tile sees are not touched.
+//
+// Sums are taken per chunk (layout::kChunkTokens) and added in chunk order, with shifts that are powers of two
+// (kernels/attention/passes_body.h): the bits of a row depend neither on the method, nor on threads, nor on how many rows
+// were asked for at once. Where tasks are too few or too uneven for the threads, chunks are their unit of work.
 #pragma once
-#include <cstdint>
+#include <vector>
 
-#include "kernels/attention/attention.h"
+#include "drivers/attention_block.h"
 #include "runtime/parallel.h"
-#include "runtime/scratch.h"
 
 namespace torch_cpullm::drivers {
 
-struct AttentionProblem {
-  const float* q;  // row (b * tokens + t): heads * channels floats, head after head
-  int64_t q_stride;
-  float* out;  // same shape as q
-  int64_t out_stride;
-  int64_t batch, tokens, heads;
-  layout::LayerPages pages;
-  const int32_t* page_table;  // [batch][table_stride]
-  int64_t table_stride;
-  const int32_t* past;  // [batch]: tokens cached before this call; query t is token past + t
-  const uint8_t* mask;  // null: causal. Else bytes, != 0 attends, last dimension contiguous
-  int64_t mask_batch_stride, mask_head_stride, mask_token_stride;
-  float scale, soft_cap;  // soft_cap 0: none
-  int64_t longest;        // the largest past + tokens
+// Query tokens up to this place in their sequence go by the slim method, those behind by flash; 0: all by flash. A matter
+// of speed only, measured per machine (torch_cpullm/machine/tune.py).
+constexpr int64_t kDefaultSlimTokens = 1024;
+void set_slim_tokens(int64_t tokens);
+int64_t slim_tokens();
 
-  int64_t group() const { return heads / pages.heads; }
-  int64_t length(int64_t b) const { return past[b] + tokens; }
-};
-
-// Buffers and cut of one problem for one team size. Make it before the parallel region; run() inside it.
+// The cut of one problem for one team size. Make it before the parallel region; run() inside it.
 class Attention {
  public:
   Attention(const AttentionProblem& problem, int threads);
@@ -47,23 +36,17 @@ class Attention {
   void run(const runtime::Team& team);
 
  private:
-  struct Block;  // the rows of one task
-  Block block_of(int64_t task, int slot) const;
-  void gather_queries(const Block& block) const;
-  void score_pages(const Block& block, int64_t first_page, int64_t last_page) const;
-  void normalise_row(const Block& block, int64_t row) const;
-  void chunk_values(const Block& block, int64_t chunk, float* acc) const;
-  void write_rows(const Block& block) const;
-  void run_whole(const runtime::Team& team);
-  void run_split(const runtime::Team& team);
+  void cut();
+  void run_split(const runtime::Team& team, const BlockBuffers& buffers);
 
   AttentionProblem problem_;
-  kernels::AttentionKernels kernels_;
   int threads_;
-  bool split_;
-  int64_t block_tokens_, blocks_, tasks_, rows_, padded_, chunks_;
-  float *queries_ = nullptr, *scores_ = nullptr, *partial_ = nullptr, *sums_ = nullptr;
-  int64_t* limits_ = nullptr;
+  bool split_ = false;
+  BlockShape shape_;
+  std::vector<BlockRows> tasks_;       // the costliest first
+  std::vector<int64_t> first_item_;    // split: chunks of the tasks before; one more at the end, of all
+  std::vector<BlockBuffers> buffers_;  // of each thread
+  ChunkSums sums_;                     // split: of every chunk
   runtime::TaskCounter counter_;
 };
 

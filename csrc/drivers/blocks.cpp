@@ -91,6 +91,7 @@ void finish_qkv_row(const AttentionBlock& block, const kernels::RowwiseKernels& 
     kernels.kv_store(key, key + pages.heads * channels, channels, pages.format, pages.head(page, g),
                      position % layout::kPageTokens);
   }
+  if (t == problem.tokens - 1) pages.close(page, position, problem.past[b]);
 }
 
 }  // namespace

@@ -30,9 +30,8 @@ constexpr int kLinearGroupRows = 3;
 constexpr int kLinearWideRows = 0;  // 0: none
 constexpr int kLinearWideGroupRows = 0;
 constexpr int kLinearWideFrom = 0;
-// 32 tokens are 4 ymm: 2 rows = 8 accumulators + 4 keys + 1 broadcast.
-constexpr int kScoreTileRows = 2;
-constexpr int kValueTileRows = 1;
+// Sums of an attention tile: 8 of the 16 ymm registers, 4 for two lines, 2 or 4 for the broadcasts.
+constexpr int kAttentionSums = 4;
 
 struct f32x16 {
   __m256 lo, hi;
@@ -92,6 +91,15 @@ inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
   const __m256 drop_hi = _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), zero));
   return {_mm256_blendv_ps(a.lo, minus_infinity, drop_lo), _mm256_blendv_ps(a.hi, minus_infinity, drop_hi)};
 }
+inline __m256 keep_lanes(__m256 a, __m256i lane, int begin, int end) {
+  const __m256i before = _mm256_cmpgt_epi32(_mm256_set1_epi32(begin), lane);
+  const __m256i inside = _mm256_andnot_si256(before, _mm256_cmpgt_epi32(_mm256_set1_epi32(end), lane));
+  return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), a, _mm256_castsi256_ps(inside));
+}
+inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
+  return {keep_lanes(a.lo, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), begin, end),
+          keep_lanes(a.hi, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15), begin, end)};
+}
 inline __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
@@ -114,6 +122,13 @@ inline float reduce_max(f32x16 a) {
 inline i32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline i32x16 add(i32x16 a, i32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 inline i32x16 shift_left(i32x16 a, int bits) { return {_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)}; }
+inline i32x16 shift_right(i32x16 a, int bits) {
+  return {_mm256_srai_epi32(a.lo, bits), _mm256_srai_epi32(a.hi, bits)};
+}
+inline i32x16 bit_and(i32x16 a, int32_t mask) {
+  const __m256i bits = _mm256_set1_epi32(mask);
+  return {_mm256_and_si256(a.lo, bits), _mm256_and_si256(a.hi, bits)};
+}
 inline int32_t reduce_add(i32x16 a) {
   const __m256i eight = _mm256_add_epi32(a.lo, a.hi);
   __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));

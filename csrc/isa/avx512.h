@@ -42,10 +42,8 @@ constexpr int kLinearGroupRows = 12;
 constexpr int kLinearWideRows = 12;
 constexpr int kLinearWideGroupRows = 6;
 constexpr int kLinearWideFrom = 17;  // rows; measured, kernels/linear/README.md
-// 12 rows x 32 tokens = 24 accumulators + 2 keys + 1 broadcast, leaving 5.
-constexpr int kScoreTileRows = 12;
-// 6 rows x 64 channels = 24 accumulators + 4 values + 1 broadcast, leaving 3.
-constexpr int kValueTileRows = 6;
+// Sums of an attention tile; up to 4 lines and 2 broadcasts beside them.
+constexpr int kAttentionSums = 24;
 
 using f32x16 = __m512;
 using i32x16 = __m512i;
@@ -77,6 +75,10 @@ inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(keep));
   return _mm512_mask_blend_ps(_mm_test_epi8_mask(bytes, bytes), _mm512_set1_ps(-INFINITY), a);
 }
+inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
+  const auto kept = static_cast<__mmask16>(first_lanes(end) & ~first_lanes(begin));
+  return _mm512_mask_blend_ps(kept, _mm512_set1_ps(-INFINITY), a);
+}
 inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
   const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
   return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
@@ -97,6 +99,8 @@ inline float reduce_max(f32x16 a) {
 inline i32x16 set1_i32(int32_t x) { return _mm512_set1_epi32(x); }
 inline i32x16 add(i32x16 a, i32x16 b) { return _mm512_add_epi32(a, b); }
 inline i32x16 shift_left(i32x16 a, int bits) { return _mm512_slli_epi32(a, static_cast<unsigned>(bits)); }
+inline i32x16 shift_right(i32x16 a, int bits) { return _mm512_srai_epi32(a, static_cast<unsigned>(bits)); }
+inline i32x16 bit_and(i32x16 a, int32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(mask)); }
 inline int32_t reduce_add(i32x16 a) { return _mm512_reduce_add_epi32(a); }
 inline i32x16 mul_i16(i32x16 a, i32x16 b) { return _mm512_mullo_epi32(a, b); }
 inline f32x16 to_f32(i32x16 a) { return _mm512_cvtepi32_ps(a); }

@@ -21,8 +21,7 @@ constexpr int kLinearGroupRows = 1;
 constexpr int kLinearWideRows = 0;  // 0: none
 constexpr int kLinearWideGroupRows = 0;
 constexpr int kLinearWideFrom = 0;
-constexpr int kScoreTileRows = 1;
-constexpr int kValueTileRows = 1;
+constexpr int kAttentionSums = 4;
 
 struct f32x16 {
   float v[16];
@@ -96,6 +95,10 @@ inline f32x16 zero_where_zero(f32x16 p, f32x16 otherwise) {
 inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
   return each_lane([&](int i) { return keep[i] ? a.v[i] : -INFINITY; });
 }
+// -infinity outside lanes [begin, end).
+inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
+  return each_lane([&](int i) { return i >= begin && i < end ? a.v[i] : -INFINITY; });
+}
 // a * 2^n for integral n in [-126, 127], by adding to the exponent bits.
 inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
   return each_lane([&](int i) {
@@ -135,6 +138,13 @@ inline int32_t reduce_add(i32x16 a) {
 }
 inline i32x16 shift_left(i32x16 a, int bits) {
   return each_int([&](int i) { return a.v[i] * (1 << bits); });
+}
+// With the sign.
+inline i32x16 shift_right(i32x16 a, int bits) {
+  return each_int([&](int i) { return a.v[i] >> bits; });
+}
+inline i32x16 bit_and(i32x16 a, int32_t mask) {
+  return each_int([&](int i) { return a.v[i] & mask; });
 }
 // a * b for lanes in int16.
 inline i32x16 mul_i16(i32x16 a, i32x16 b) {

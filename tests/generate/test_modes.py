@@ -8,6 +8,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import torch_cpullm
 from torch_cpullm.kv import PagedCache
+from torch_cpullm.ops.attention import PAGE_TOKENS
 from torch_cpullm.modules import notice
 from torch_cpullm.modules.notice import FallbackWarning
 
@@ -137,17 +138,17 @@ def test_beams_share_pages(ours, one):
     arguments = {"max_new_tokens": 8, "num_beams": 4, "do_sample": False, "return_dict_in_generate": True}
     cache = ours.generate(ids, attention_mask=torch.ones_like(ids), **arguments).past_key_values
     assert isinstance(cache, PagedCache)
-    alone = -(-cache.get_seq_length() // 32)
+    alone = -(-cache.get_seq_length() // PAGE_TOKENS)
     assert cache.pool.used_pages <= alone + 4 + 4  # the common prompt once, and each beam's last page or two
 
 
 def test_crop_frees_pages(ours, one):
     with torch.no_grad():
-        ids = one["input_ids"].repeat(1, 20)
+        ids = one["input_ids"].repeat(1, 40)
         cache = ours(ids, use_cache=True).past_key_values
         full = cache.pool.used_pages
-        expected = ours(ids[:, :40]).logits[:, -1]
-        cache.crop(-(ids.shape[1] - 39))
-        assert cache.get_seq_length() == 39
+        expected = ours(ids[:, :80]).logits[:, -1]
+        cache.crop(-(ids.shape[1] - 79))
+        assert cache.get_seq_length() == 79
         assert cache.pool.used_pages == 2 < full
-        assert torch.equal(ours(ids[:, 39:40], past_key_values=cache).logits[:, -1], expected)
+        assert torch.equal(ours(ids[:, 79:80], past_key_values=cache).logits[:, -1], expected)

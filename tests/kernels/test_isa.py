@@ -33,6 +33,11 @@ WORDS = {
 }
 
 
+# Of the size of what bf16 products give, where they add a pair at once: those flush denormals and round sums less often.
+# In attention a weight may then round to its other neighbour in bf16.
+TOLERANCES = {"linear": 1e-5, "attention": 2e-3}
+
+
 def can_run(level):
     needed = {
         "scalar": set(),
@@ -82,12 +87,12 @@ def test_the_forced_level_is_the_one_that_ran(level, samples):
 def test_bits_are_those_of_the_scalar_definition(level, samples):
     if level not in samples:
         pytest.skip(f"this CPU lacks what {level} needs")
-    pairs_at_once = any(name.endswith(("__avx512bf16", "bf16__32x32__amx")) for name in samples[level]["ran"])
+    pairs_at_once = any("bf16" in name.split("__")[0] and name.endswith(("bf16", "amx")) for name in samples[level]["ran"])
     for name, expected in samples["scalar"]["results"].items():
         got = samples[level]["results"][name]
-        if pairs_at_once and name.startswith("linear") and ("bf16" in name.split()[1] or "a16" in name):
-            # Of the row's size: both flush denormals and round sums less often.
-            assert float((got - expected).norm()) <= 1e-5 * float(expected.norm()), name
+        family, *words = name.split()
+        if pairs_at_once and family in TOLERANCES and ("bf16" in words[0] or "a16" in words) and words[-1] != "pages":
+            assert float((got - expected).norm()) <= TOLERANCES[family] * float(expected.norm()), name
         else:
             assert torch.equal(got, expected), f"{name}: {int((got != expected).sum())} of {got.numel()} differ"
 

@@ -7,6 +7,7 @@ import torch
 
 from torch_cpullm.errors import ConfigError, OutOfPagesError
 from torch_cpullm.kv import LayerSpec, PagedCache, PagePool
+from torch_cpullm.ops.attention import PAGE_TOKENS
 
 SPEC = LayerSpec(kv_heads=2, channels=32, format="int8")
 PAGE = 2 * SPEC.page_bytes  # two layers
@@ -26,46 +27,46 @@ def feed(cache, batch, tokens):
 def test_pages_come_with_tokens():
     cache, _ = cache_of(10)
     assert cache.pool.used_pages == 0
-    for tokens, pages in ((1, 1), (31, 1), (1, 2), (64, 4)):
+    for tokens, pages in ((1, 1), (63, 1), (1, 2), (128, 4)):
         feed(cache, 1, tokens)
         assert cache.pool.used_pages == pages
-    assert cache.get_seq_length() == 97
+    assert cache.get_seq_length() == 193
 
 
 def test_growth_copies_nothing():
     cache, _ = cache_of(40)
-    feed(cache, 1, 40)
+    feed(cache, 1, 80)
     start, first = cache.pool.pages.data_ptr(), cache.pool.pages[0].clone()
-    feed(cache, 1, 900)
+    feed(cache, 1, 1800)
     assert cache.pool.pages.data_ptr() == start
     assert torch.equal(cache.pool.pages[0], first)
 
 
 def test_out_of_pages_changes_nothing():
     cache, _ = cache_of(4, 2)
-    before = feed(cache, 2, 60)
+    before = feed(cache, 2, 120)
     with pytest.raises(OutOfPagesError, match=r"KV pool: 2 more pages .* 0 of 4 left.*TORCH_CPULLM_KV_LIMIT"):
-        feed(cache, 2, 10)
-    assert cache.get_seq_length() == 60
+        feed(cache, 2, 20)
+    assert cache.get_seq_length() == 120
     assert cache.pool.used_pages == 4
-    after = feed(cache, 2, 4)  # what fits still goes in
+    after = feed(cache, 2, 8)  # what fits still goes in
     for old, new in zip(before, after, strict=True):
-        assert torch.equal(new[:, :, :60], old)
+        assert torch.equal(new[:, :, :120], old)
 
 
 def test_a_full_pool_spares_other_sequences():
     pool = PagePool([SPEC, SPEC], limit_bytes=3 * PAGE)
     mine, theirs = PagedCache(pool.layers, pool), PagedCache(pool.layers, pool)
-    before = feed(mine, 1, 33)
+    before = feed(mine, 1, 65)
     with pytest.raises(OutOfPagesError):
-        feed(theirs, 1, 40)
+        feed(theirs, 1, 80)
     assert theirs.get_seq_length() == 0
-    feed(theirs, 1, 20)
+    feed(theirs, 1, 40)
     assert pool.used_pages == 3
     del theirs
     assert pool.used_pages == 2
     after = feed(mine, 1, 1)
-    assert torch.equal(after[0][:, :, :33], before[0])
+    assert torch.equal(after[0][:, :, :65], before[0])
 
 
 def test_a_limit_below_one_page():
@@ -83,13 +84,13 @@ def test_limit_from_the_environment(monkeypatch):
 
 def test_forks_share_until_written():
     cache, _ = cache_of(20)
-    original = feed(cache, 1, 40)
+    original = feed(cache, 1, 80)
     fork = copy.deepcopy(cache)
     assert cache.pool.used_pages == 2  # nothing copied yet
     mine, theirs = feed(cache, 1, 1), feed(fork, 1, 1)
     assert cache.pool.used_pages == 3  # one private copy of the page both wrote to
     for key in (mine[0], theirs[0]):
-        assert torch.equal(key[:, :, :40], original[0])
+        assert torch.equal(key[:, :, :80], original[0])
     assert not torch.equal(mine[0], theirs[0])
     del fork
     assert cache.pool.used_pages == 2
@@ -97,24 +98,24 @@ def test_forks_share_until_written():
 
 def test_reorder_select_and_repeat_are_table_work():
     cache, _ = cache_of(40, 3)
-    before = feed(cache, 3, 33)[0]
+    before = feed(cache, 3, 65)[0]
     pages = cache.pool.used_pages
     cache.reorder_cache(torch.tensor([2, 2, 0]))
     assert cache.pool.used_pages == pages - 2  # nobody continues sequence 1
-    assert torch.equal(feed(cache, 3, 1)[0][:, :, :33], before[[2, 2, 0]])
+    assert torch.equal(feed(cache, 3, 1)[0][:, :, :65], before[[2, 2, 0]])
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([5, 0, 1]))
-    assert torch.equal(feed(cache, 3, 1)[0][:, :, :33], before[[0, 2, 2]])
+    assert torch.equal(feed(cache, 3, 1)[0][:, :, :65], before[[0, 2, 2]])
     cache.batch_select_indices(torch.tensor([True, False, False]))
-    assert torch.equal(feed(cache, 1, 1)[0][:, :, :33], before[[0]])
+    assert torch.equal(feed(cache, 1, 1)[0][:, :, :65], before[[0]])
 
 
 def test_crop_and_reset():
     cache, _ = cache_of(40)
-    before = feed(cache, 1, 100)[0]
-    cache.crop(-60)
-    assert (cache.get_seq_length(), cache.pool.used_pages) == (40, 2)
-    assert torch.equal(feed(cache, 1, 1)[0][:, :, :40], before[:, :, :40])
+    before = feed(cache, 1, 200)[0]
+    cache.crop(-120)
+    assert (cache.get_seq_length(), cache.pool.used_pages) == (80, 2)
+    assert torch.equal(feed(cache, 1, 1)[0][:, :, :80], before[:, :, :80])
     with pytest.raises(ValueError, match="tokens_to_remove"):
         cache.crop(5)
     cache.reset()
@@ -133,7 +134,7 @@ def test_waste_is_less_than_a_page():
     cache, _ = cache_of(40)
     for _ in range(100):
         feed(cache, 1, 1)
-        assert cache.pool.used_pages * 32 - cache.get_seq_length() < 32
+        assert cache.pool.used_pages * PAGE_TOKENS - cache.get_seq_length() < PAGE_TOKENS
 
 
 def test_memory_is_touched_only_when_written():

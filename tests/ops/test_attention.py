@@ -37,7 +37,7 @@ def compare(got, inputs, past, mask, numbers, format):
     key, value = reference.round_kv(key, format), reference.round_kv(value, format)
     seen = reference.visible(past, query.shape[1], key.shape[1], mask)
     expected = reference.attention(query, key, value, seen, *numbers)
-    assert_within(got, expected, attention_bound(query, key, value, seen, *numbers))
+    assert_within(got, expected, attention_bound(query, key, value, seen, *numbers, format))
 
 
 def check(shape, format, past=0, mask=None, soft_cap=0.0):

@@ -33,6 +33,24 @@ def visible(past_B: torch.Tensor, tokens: int, length: int, mask: torch.Tensor |
     return (torch.arange(length) <= last_BT[..., None])[:, None]
 
 
+def attention_weights(
+    query_BTHC: torch.Tensor,
+    key_BSGC: torch.Tensor,
+    visible_BHTS: torch.Tensor,
+    scale: float,
+    soft_cap: float = 0.0,
+) -> torch.Tensor:
+    """softmax(soft_cap(scale * q k)) over what is visible: float64 [B, H, T, S], zeros for a row that sees nothing."""
+    group = query_BTHC.shape[2] // key_BSGC.shape[2]
+    key_BSHC = key_BSGC.double().repeat_interleave(group, dim=2)
+    scores_BHTS = torch.einsum("bthc,bshc->bhts", query_BTHC.double(), key_BSHC) * scale
+    if soft_cap:
+        scores_BHTS = soft_cap * torch.tanh(scores_BHTS / soft_cap)
+    scores_BHTS = scores_BHTS.masked_fill(~visible_BHTS, float("-inf"))
+    sees_BHT1 = visible_BHTS.any(-1, keepdim=True)
+    return torch.softmax(scores_BHTS.masked_fill(~sees_BHT1, 0.0), dim=-1).masked_fill(~visible_BHTS, 0.0)
+
+
 def attention(
     query_BTHC: torch.Tensor,
     key_BSGC: torch.Tensor,
@@ -47,14 +65,8 @@ def attention(
     them does not reach it.
     """
     group = query_BTHC.shape[2] // key_BSGC.shape[2]
-    key_BSHC = key_BSGC.double().repeat_interleave(group, dim=2)
     value_BSHC = value_BSGC.double().repeat_interleave(group, dim=2)
-    scores_BHTS = torch.einsum("bthc,bshc->bhts", query_BTHC.double(), key_BSHC) * scale
-    if soft_cap:
-        scores_BHTS = soft_cap * torch.tanh(scores_BHTS / soft_cap)
-    scores_BHTS = scores_BHTS.masked_fill(~visible_BHTS, float("-inf"))
-    sees_BHT1 = visible_BHTS.any(-1, keepdim=True)
-    weights_BHTS = torch.softmax(scores_BHTS.masked_fill(~sees_BHT1, 0.0), dim=-1).masked_fill(~visible_BHTS, 0.0)
+    weights_BHTS = attention_weights(query_BTHC, key_BSGC, visible_BHTS, scale, soft_cap)
     unsound_BSHC = value_BSHC.isnan()
     out_BTHC = torch.einsum("bhts,bshc->bthc", weights_BHTS, value_BSHC.masked_fill(unsound_BSHC, 0.0))
     if unsound_BSHC.any():  # NaN for the rows that give it a weight, and for no other: 0 * NaN would reach all

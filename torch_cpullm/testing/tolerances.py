@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from torch_cpullm.formats import KvFormat
 from torch_cpullm.reference import attention as attentions
 
 EPS = torch.finfo(torch.float32).eps
@@ -30,13 +31,18 @@ def attention_bound(
     visible_BHTS: torch.Tensor,
     scale: float,
     soft_cap: float = 0.0,
+    format: KvFormat = "f32",
 ) -> torch.Tensor:
-    """Bound [B, T, H, C] on attention over the given (already rounded) keys and values.
+    """Bound [B, T, H, C] on attention over the given (already rounded) keys and values, held in `format`.
 
     A score is C multiply-adds and three roundings off by delta = (C + 4) eps |scale| sum |q| |k|, and, with a soft cap,
     by an absolute 1e-7 of it (csrc/isa/math.h). exp turns delta into a relative error of each weight, twice because
     the maximum is off as well; the sums over S add S eps, and DENORMAL each where values are that small. Weights below
-    exp(-87.33) are flushed to zero.
+    2^-126 are flushed to zero.
+
+    Queries and weights are rounded as csrc/kernels/attention has it: against bf16 to 8 bits of each number, so 2^-9 of
+    it; against int8 to whole numbers up to 16256 of a query's largest, and to at least 8000 of what the largest weight
+    of a chunk, which may be half of a power of two, times the largest value scale would be.
     """
     group = query_BTHC.shape[2] // key_BSGC.shape[2]
     key_BSHC = key_BSGC.double().abs().repeat_interleave(group, dim=2)
@@ -45,8 +51,22 @@ def attention_bound(
     delta_BTH1 = (query_BTHC.shape[3] + 4) * EPS * worst_BTH1 + 4 * EPS * soft_cap
     length = key_BSGC.shape[1]
     size_BTHC = attentions.attention(query_BTHC, key_BSGC, value_BSGC.abs(), visible_BHTS, scale, soft_cap).double()
+    if format == "bf16":
+        delta_BTH1 = delta_BTH1 + 2**-9 * worst_BTH1
+        size_BTHC = size_BTHC * (1 + 2**-9)
+    weights_rounded_BTHC = 2**-9 * size_BTHC if format == "bf16" else torch.zeros_like(size_BTHC)
+    if format == "int8":
+        peak_BTH1 = query_BTHC.double().abs().amax(-1, keepdim=True)
+        keys_BH = key_BSHC.sum(-1).amax(1)[:, None, :, None]
+        delta_BTH1 = delta_BTH1 + 0.5 / 16256 * abs(scale) * peak_BTH1 * keys_BH
+        weights_BHTS = attentions.attention_weights(query_BTHC, key_BSGC, visible_BHTS, scale, soft_cap)
+        largest_BTH1 = weights_BHTS.amax(-1).transpose(1, 2)[..., None]
+        weights_rounded_BTHC = weights_rounded_BTHC + length / 8000 * float(value_BSGC.abs().nan_to_num(0.0).max()) * largest_BTH1
     lost = length * TINY * float(value_BSGC.abs().nan_to_num(0.0).max()) + (length + 16) * DENORMAL
-    return ((2 * delta_BTH1 + (length + 16) * EPS) * size_BTHC).nan_to_num(0.0) + lost
+    if format == "bf16":
+        lost += 2 * TINY  # vdpbf16ps takes what is smaller for zero
+    rounded_BTHC = (torch.expm1(2 * delta_BTH1) + (length + 16) * EPS) * size_BTHC + weights_rounded_BTHC
+    return rounded_BTHC.nan_to_num(0.0) + lost
 
 
 def assert_within(got: torch.Tensor, expected: torch.Tensor, bound: torch.Tensor | float) -> None:

@@ -1,10 +1,13 @@
-// Contract of the attention kernels: one page (32 tokens of one KV head) against a tile of query rows.
+// Contract of the attention kernels: two products of a block of rows with pages of one KV head, and what happens to a
+// row of scores between them. A row's numbers never depend on the rows beside it.
 //
-//   scores[r][t] = k_scale[t] * sum over c of q[r][c] * K[c][t]          t < 32, one chain over c in order
-//   acc[r][c]   += sum over t < tokens of p[r][t] * V[t][c]              one chain over t in order
+//   scores   s[r][t] = factor[r] * sum over c of q[r][c] * K[c][t]
+//   largest  the row's maximum of s[t] * key_scale[t], in powers of two
+//   weigh    p[t] = 2^(s[t] * key_scale[t] - shift) * value_scale[t]
+//   values   o[r][c] = sum over t of p[r][t] * V[t][c]
 //
-// K, V and the scales lie as drawn in layout/kv_page.h; elements are widened in registers, never copied. `p` carries
-// v_scale already. Rows are independent: a tile of one row gives the bits of a tile of twelve.
+// Rows are encoded for the format of the pages (Row below): against int8 pages q and p are 15-bit numbers in two signed
+// bytes, 128 * high + low, so that both products are exact integers, the same ones on every CPU.
 #pragma once
 #include <cstdint>
 
@@ -13,52 +16,114 @@
 
 namespace torch_cpullm::kernels {
 
-struct ScoreTile {
-  const float* q;
-  int64_t q_stride;
-  const uint8_t* head;  // the page head
-  int64_t channels;     // a multiple of 16
-  float* scores;
-  int64_t score_stride;
-  int rows;
+// Tokens that a row sees, [begin, end); a mask may hide some in between.
+struct RowRange {
+  int64_t begin, end;
 };
 
-struct ValueTile {
-  const float* p;
-  int64_t p_stride;
-  const uint8_t* head;
-  int64_t channels;
-  int64_t tokens;
-  float* acc;
-  int64_t acc_stride;
-  int rows;
+// How rows of `depth` numbers lie: in groups of 4 bytes, one for each line of pages.
+//   f32   float[depth]
+//   bf16  bf16[depth]
+//   int8  high int8[depth], low int8[depth], `plane` bytes apart
+// Rows end in zeros up to whole AMX tiles of depth.
+struct RowLayout {
+  int64_t plane, bytes;  // bytes: of a row
+
+  RowLayout(layout::Format format, int64_t depth) {
+    plane = (depth * layout::element_bytes(format) + 63) / 64 * 64;
+    bytes = format == layout::Format::int8 ? 2 * plane : plane;
+  }
 };
 
-struct AttentionKernels {
-  void (*scores[3])(const ScoreTile&);  // by layout::Format
-  void (*values[3])(const ValueTile&);
-  int score_rows, value_rows;  // the tallest tile
-
-  // s = cap * tanh(s / cap)
-  void (*soft_cap)(float* s, int64_t n, float cap);
-  // In place: p = exp(s - max) over the first `count` entries that `keep` (bytes, null for all) leaves, 0 elsewhere up
-  // to `padded`; returns the sum. keep[count - 1] is set. With count 0 the row becomes zeros and the sum is 0; where
-  // all that is left scores -inf the sum is NaN. The maximum is the true one.
-  float (*softmax)(float* s, int64_t count, int64_t padded, const uint8_t* keep);
-  // p[t] *= v_scale[t] for the 32 tokens of a page; stays 0 where p is 0, even against a NaN scale.
-  void (*fold_value_scale)(float* p, const float* value_scale);
+struct Rows {
+  const uint8_t* data;
+  RowLayout layout;
+  int64_t count;
+  const int32_t* sum;     // int8: of the row's numbers
+  const RowRange* seen;   // absolute tokens; pages that no row of a tile sees are left out
 };
 
-const AttentionKernels& attention_kernels();
+// Both products go over `pages` pages of a sequence, of which the first begins at token `first`.
+struct ScoreTask {
+  Rows q;
+  const float* factor;
+  const uint8_t* const* keys;   // K of each page
+  const uint8_t* const* ahead;  // what to prefetch while a page is read, line by line; may be null
+  int64_t first, pages, channels;
+  float* scores;  // left as they were for pages that no row of a tile sees
+  int64_t stride;
+};
+struct ValueTask {
+  Rows p;  // kChunkTokens deep
+  const uint8_t* const* values;
+  const uint8_t* const* ahead;
+  int64_t first, pages, channels;
+  float* out;  // overwritten
+  int64_t stride;
+};
+
+struct AttentionProducts {
+  void (*scores)(const ScoreTask&);
+  void (*values)(const ValueTask&);
+};
+
+// A chunk's worth of one row's scores.
+struct RowScores {
+  float* s;
+  int64_t begin, end;  // what the row sees of the chunk
+  const float* key_scale;
+  const float* value_scale;
+  // Null: no value scale is NaN. Else 1, or NaN where it is (and value_scale 0).
+  const float* sound;
+  // With one of these the scores are changed in place by `largest`, and taken as they are by `weigh`.
+  bool altered;
+  float soft_cap;       // 0: none; s = cap * tanh(s / cap)
+  float slope;          // s += slope * (t - position): ALiBi
+  int64_t position;     // of the row, counted from the chunk's first token
+  const float* bias;    // null: none; s += bias[t]
+  const uint8_t* keep;  // null: all of [begin, end)
+};
+
+struct AttentionPasses {
+  // Encodes `depth` floats as a row; the result times the encoded numbers gives them back. NaN where x holds NaN or Inf.
+  float (*encode[3])(const float* x, int64_t depth, uint8_t* row, int32_t* sum);
+  float (*largest)(const RowScores&);
+  // p * value_scale as a row, kChunkTokens deep, zero outside of what the row sees. Returns the sum of p.
+  float (*weigh[3])(const RowScores&, float shift, uint8_t* row, int32_t* sum);
+  // The largest of n scales; NaN are passed over.
+  float (*largest_scale)(const float* scale, int64_t n);
+  // total = total * before + part * now
+  void (*combine)(float* total, float before, const float* part, float now, int64_t n);
+  // out = total * factor
+  void (*finish)(const float* total, float factor, int64_t n, float* out);
+};
+
+const AttentionProducts& attention_products(layout::Format format);
+const AttentionPasses& attention_passes();
 
 namespace scalar {
-extern const AttentionKernels attention;
-}
+extern const AttentionProducts attention_f32, attention_bf16, attention_int8;
+extern const AttentionPasses attention_passes;
+}  // namespace scalar
 namespace avx2 {
-extern const AttentionKernels attention;
+extern const AttentionProducts attention_f32, attention_bf16, attention_int8;
+extern const AttentionPasses attention_passes;
+}  // namespace avx2
+namespace avxvnni {
+extern const AttentionProducts attention_int8;
 }
 namespace avx512 {
-extern const AttentionKernels attention;
+extern const AttentionProducts attention_f32, attention_bf16;
+extern const AttentionPasses attention_passes;
+}  // namespace avx512
+namespace avx512bf16 {
+extern const AttentionProducts attention_bf16;
+}
+namespace avx512vnni {
+extern const AttentionProducts attention_int8;
+}
+namespace amx {
+extern const AttentionProducts attention_bf16, attention_int8;
 }
 
 }  // namespace torch_cpullm::kernels

@@ -159,13 +159,15 @@ void gated(const float* g, const float* up, kernels::Gate gate, int64_t n, float
   });
 }
 
-template <class Element, class Encode>
+template <Format kFormat, class Element, class Encode>
 inline void kv_store_as(const float* key, const float* value, int64_t channels, uint8_t* head, int64_t slot,
                         const Encode& encode) {
   auto* keys = reinterpret_cast<Element*>(head);
   auto* values = keys + channels * kPageTokens;
-  for (int64_t c = 0; c < channels; ++c) keys[c * kPageTokens + slot] = encode.key(key, c);
-  for (int64_t c = 0; c < channels; ++c) values[slot * channels + c] = encode.value(value, c);
+  for (int64_t c = 0; c < channels; ++c)
+    keys[layout::element_index(kFormat, c, slot, kPageTokens)] = static_cast<Element>(encode.key(key, c));
+  for (int64_t c = 0; c < channels; ++c)
+    values[layout::element_index(kFormat, slot, c, channels)] = static_cast<Element>(encode.value(value, c));
 }
 
 template <class Convert>
@@ -185,8 +187,8 @@ struct CodeEncoder {
       store_s8(value_codes + c, code_of(load_f32(value + c), value_inverse));
     }
   }
-  int8_t key(const float*, int64_t c) const { return key_codes[c]; }
-  int8_t value(const float*, int64_t c) const { return value_codes[c]; }
+  int key(const float*, int64_t c) const { return key_codes[c] + 128; }
+  int value(const float*, int64_t c) const { return value_codes[c] + 128; }
 };
 
 inline uint16_t one_bf16(float x) {
@@ -204,18 +206,20 @@ void kv_store(const float* key, const float* value, int64_t channels, Format for
   key_scale[slot] = is_code || !key_finite ? key_absmax : 1.0f;
   value_scale[slot] = is_code || !value_finite ? value_absmax : 1.0f;
   if (is_code) {
-    kv_store_as<int8_t>(key, value, channels, head, slot, CodeEncoder(key, key_absmax, value, value_absmax, channels));
+    kv_store_as<Format::int8, uint8_t>(key, value, channels, head, slot,
+                                       CodeEncoder(key, key_absmax, value, value_absmax, channels));
   } else if (format == Format::bf16) {
-    kv_store_as<uint16_t>(key, value, channels, head, slot,
-                          FloatEncoder<uint16_t (*)(float)>{key_finite, value_finite, one_bf16});
+    kv_store_as<Format::bf16, uint16_t>(key, value, channels, head, slot,
+                                         FloatEncoder<uint16_t (*)(float)>{key_finite, value_finite, one_bf16});
   } else {
     const auto same = [](float x) { return x; };
-    kv_store_as<float>(key, value, channels, head, slot, FloatEncoder<decltype(same)>{key_finite, value_finite, same});
+    kv_store_as<Format::f32, float>(key, value, channels, head, slot,
+                                    FloatEncoder<decltype(same)>{key_finite, value_finite, same});
   }
 }
 
 inline float widen(float x) { return x; }
-inline float widen(int8_t x) { return x; }
+inline float widen(uint8_t x) { return static_cast<float>(x - 128); }
 inline float widen(uint16_t x) {
   const uint32_t bits = static_cast<uint32_t>(x) << 16;
   float out;
@@ -223,21 +227,23 @@ inline float widen(uint16_t x) {
   return out;
 }
 
-template <class Element>
+template <Format kFormat, class Element>
 inline void kv_fetch_as(const uint8_t* head, int64_t channels, int64_t slot, float key_scale, float value_scale,
                         float* key, float* value) {
   const auto* keys = reinterpret_cast<const Element*>(head);
   const auto* values = keys + channels * kPageTokens;
-  for (int64_t c = 0; c < channels; ++c) key[c] = widen(keys[c * kPageTokens + slot]) * key_scale;
-  for (int64_t c = 0; c < channels; ++c) value[c] = widen(values[slot * channels + c]) * value_scale;
+  for (int64_t c = 0; c < channels; ++c)
+    key[c] = widen(keys[layout::element_index(kFormat, c, slot, kPageTokens)]) * key_scale;
+  for (int64_t c = 0; c < channels; ++c)
+    value[c] = widen(values[layout::element_index(kFormat, slot, c, channels)]) * value_scale;
 }
 
 void kv_fetch(const uint8_t* head, int64_t channels, Format format, int64_t slot, float* key, float* value) {
   const float key_scale = reinterpret_cast<const float*>(head + layout::key_scale_offset(format, channels))[slot];
   const float value_scale = reinterpret_cast<const float*>(head + layout::value_scale_offset(format, channels))[slot];
-  if (format == Format::int8) return kv_fetch_as<int8_t>(head, channels, slot, key_scale, value_scale, key, value);
-  if (format == Format::bf16) return kv_fetch_as<uint16_t>(head, channels, slot, key_scale, value_scale, key, value);
-  kv_fetch_as<float>(head, channels, slot, key_scale, value_scale, key, value);
+  if (format == Format::int8) return kv_fetch_as<Format::int8, uint8_t>(head, channels, slot, key_scale, value_scale, key, value);
+  if (format == Format::bf16) return kv_fetch_as<Format::bf16, uint16_t>(head, channels, slot, key_scale, value_scale, key, value);
+  kv_fetch_as<Format::f32, float>(head, channels, slot, key_scale, value_scale, key, value);
 }
 
 }  // namespace

@@ -1,0 +1,334 @@
+#include "drivers/attention_block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace torch_cpullm::drivers {
+namespace {
+
+using kernels::RowLayout;
+using kernels::RowRange;
+using layout::ceil_div;
+using layout::kChunkPages;
+using layout::kChunkTokens;
+using layout::kPageTokens;
+
+constexpr float kLog2E = 1.44269504f;
+// Weights against int8 pages are whole numbers up to 127 * 128 + 127; a little less, for what rounding adds.
+constexpr float kWeightPeak = 16000.0f;
+
+// 2^k for a whole k; 0 where that would be denormal.
+float power_of_two(float k) { return k < -126.0f ? 0.0f : std::ldexp(1.0f, static_cast<int>(k)); }
+
+// The part of [begin, end) between the first and the last token that is not hidden.
+template <class Hidden>
+RowRange trimmed(RowRange seen, const Hidden& hidden) {
+  while (seen.begin < seen.end && hidden(seen.end - 1)) --seen.end;
+  while (seen.begin < seen.end && hidden(seen.begin)) ++seen.begin;
+  return seen;
+}
+
+}  // namespace
+
+void take_sums(runtime::Carver& carver, int64_t rows, int64_t channels, ChunkSums& sums) {
+  sums.value = carver.take<float>(rows * channels);
+  sums.weight = carver.take<float>(rows);
+  sums.shift = carver.take<float>(rows);
+  sums.peak = carver.take<float>(rows);
+}
+
+void BlockBuffers::plan(runtime::Carver& carver, const AttentionProblem& problem, const BlockShape& shape) {
+  const int64_t rows = shape.rows, channels = problem.pages.channels;
+  const layout::Format format = problem.pages.format;
+  queries = carver.take<uint8_t>(rows * RowLayout(format, channels).bytes);
+  weights = carver.take<uint8_t>(rows * RowLayout(format, kChunkTokens).bytes);
+  query_sum = carver.take<int32_t>(rows);
+  weight_sum = carver.take<int32_t>(rows);
+  factor = carver.take<float>(rows);
+  scores = carver.take<float>(rows * shape.score_tokens);
+  query = carver.take<float>(channels);
+  seen = carver.take<RowRange>(rows);
+  keys = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);
+  values = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);
+  key_scale = carver.take<float>(kChunkTokens);
+  value_scale = carver.take<float>(kChunkTokens);
+  sound = carver.take<float>(kChunkTokens);
+  keep = carver.take<uint8_t>(kChunkTokens);
+  peaks = carver.take<float>(rows * shape.slim_chunks);
+  take_sums(carver, rows, channels, part);
+  take_sums(carver, rows, channels, total);
+}
+
+AttentionBlockRun::AttentionBlockRun(const AttentionProblem& problem, const BlockRows& block,
+                                     const BlockBuffers& buffers)
+    : problem_(problem),
+      block_(block),
+      buffers_(buffers),
+      products_(*problem.products),
+      passes_(*problem.passes),
+      rows_(block.tokens * problem.group()),
+      channels_(problem.pages.channels),
+      group_(problem.group()),
+      altered_(problem.soft_cap > 0.0f || problem.slopes || !problem.causal()) {
+  find_ranges();
+  first_ = block.end_chunk;
+  end_ = block.first_chunk;
+  for (int64_t r = 0; r < rows_; ++r) {
+    const RowRange& seen = buffers.seen[r];
+    if (seen.begin >= seen.end) continue;
+    first_ = std::min(first_, seen.begin / kChunkTokens);
+    end_ = std::max(end_, ceil_div(seen.end, kChunkTokens));
+  }
+  end_ = std::max(end_, first_);
+}
+
+void AttentionBlockRun::find_ranges() {
+  const int64_t past = problem_.past[block_.b], length = problem_.length(block_.b);
+  for (int64_t r = 0; r < rows_; ++r) {
+    const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
+    const int64_t own = past + token + 1;
+    RowRange seen{0, problem_.causal() ? own : length};
+    const int64_t offset = block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride +
+                           token * problem_.mask_token_stride;
+    if (problem_.mask) seen = trimmed(seen, [&](int64_t t) { return problem_.mask[offset + t] == 0; });
+    if (problem_.bias) seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] == -INFINITY; });
+    if (problem_.tree) {
+      const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
+      seen = trimmed(seen, [&](int64_t t) { return t >= past && !(bits >> (t - past) & 1); });
+    }
+    if (problem_.window > 0) seen.begin = std::max(seen.begin, own - problem_.window);
+    if (seen.begin >= seen.end) seen = {0, 0};
+    buffers_.seen[r] = seen;
+  }
+}
+
+void AttentionBlockRun::encode_queries() {
+  const RowLayout layout(problem_.pages.format, channels_);
+  const auto encode = passes_.encode[static_cast<int>(problem_.pages.format)];
+  for (int64_t r = 0; r < rows_; ++r) {
+    const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
+    const float* q = problem_.q + (block_.b * problem_.tokens + token) * problem_.q_stride + head * channels_;
+    buffers_.factor[r] =
+        encode(q, channels_, buffers_.queries + r * layout.bytes, buffers_.query_sum + r) * problem_.scale * kLog2E;
+  }
+}
+
+void AttentionBlockRun::find_pages() {
+  const auto& pages = problem_.pages;
+  const int32_t* table = problem_.page_table + block_.b * problem_.table_stride;
+  const int64_t first = first_ * kChunkPages;
+  const int64_t end = std::min(end_ * kChunkPages, ceil_div(problem_.length(block_.b), kPageTokens));
+  for (int64_t page = first; page < end; ++page) {
+    buffers_.keys[page - first] = pages.head(table[page], block_.kv_head);
+    buffers_.values[page - first] = buffers_.keys[page - first] + layout::value_offset(pages.format, channels_);
+  }
+  // What is prefetched behind the last page.
+  for (int64_t i = end - first; i < (end_ - first_ + 1) * kChunkPages; ++i) {
+    buffers_.keys[i] = buffers_.keys[i - 1];
+    buffers_.values[i] = buffers_.values[i - 1];
+  }
+}
+
+void AttentionBlockRun::load_scales(int64_t chunk) {
+  const auto format = problem_.pages.format;
+  const int64_t first = (chunk - first_) * kChunkPages;
+  const int64_t used =
+      std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+  const size_t bytes = kPageTokens * sizeof(float);
+  for (int64_t page = 0; page < used; ++page) {
+    const uint8_t* head = buffers_.keys[first + page];
+    std::memcpy(buffers_.key_scale + page * kPageTokens, head + layout::key_scale_offset(format, channels_), bytes);
+    std::memcpy(buffers_.value_scale + page * kPageTokens, head + layout::value_scale_offset(format, channels_), bytes);
+    const uint8_t* next = buffers_.keys[first + page + kChunkPages] + layout::key_scale_offset(format, channels_);
+    for (size_t line = 0; line < 2 * bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
+  }
+  sound_ = true;
+  for (int64_t t = 0; t < used * kPageTokens; ++t) sound_ &= buffers_.value_scale[t] == buffers_.value_scale[t];
+  if (sound_) return;
+  for (int64_t t = 0; t < used * kPageTokens; ++t) {
+    const bool bad = std::isnan(buffers_.value_scale[t]);
+    buffers_.sound[t] = bad ? NAN : 1.0f;
+    if (bad) buffers_.value_scale[t] = 0.0f;
+  }
+}
+
+void AttentionBlockRun::score_chunk(int64_t chunk, float* scores, int64_t stride) {
+  const int64_t first = (chunk - first_) * kChunkPages;
+  const int64_t pages =
+      std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+  const uint8_t* const* ahead =
+      block_.method == Method::slim ? buffers_.keys + first + kChunkPages : buffers_.values + first;
+  products_.scores({{buffers_.queries, RowLayout(problem_.pages.format, channels_), rows_, buffers_.query_sum,
+                     buffers_.seen},
+                    buffers_.factor, buffers_.keys + first, ahead, chunk * kChunkTokens, pages, channels_, scores,
+                    stride});
+}
+
+kernels::RowScores AttentionBlockRun::row_scores(int64_t row, int64_t chunk, float* scores, int64_t stride) const {
+  const int64_t first = chunk * kChunkTokens, token = block_.first_token + row / group_;
+  const int64_t head = block_.kv_head * group_ + row % group_;
+  const int64_t offset = block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride +
+                         token * problem_.mask_token_stride + first;
+  kernels::RowScores out{};
+  out.s = scores + row * stride;
+  out.begin = std::clamp<int64_t>(buffers_.seen[row].begin - first, 0, kChunkTokens);
+  out.end = std::clamp<int64_t>(buffers_.seen[row].end - first, out.begin, kChunkTokens);
+  if (out.begin == out.end) out.begin = out.end = 0;
+  out.key_scale = buffers_.key_scale;
+  out.value_scale = buffers_.value_scale;
+  out.sound = sound_ ? nullptr : buffers_.sound;
+  out.altered = altered_;
+  if (!altered_) return out;
+  out.soft_cap = problem_.soft_cap;
+  out.slope = problem_.slopes ? problem_.slopes[head] : 0.0f;
+  out.position = problem_.past[block_.b] + token - first;
+  if (problem_.bias) out.bias = problem_.bias + offset;
+  if (problem_.mask) out.keep = problem_.mask + offset;
+  if (problem_.tree && out.end > problem_.past[block_.b] - first) {
+    const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
+    for (int64_t t = 0; t < out.end; ++t) {
+      const int64_t node = first + t - problem_.past[block_.b];
+      buffers_.keep[t] = node < 0 || (bits >> node & 1);
+    }
+    out.keep = buffers_.keep;
+  }
+  return out;
+}
+
+// Weights against int8 pages are rounded to whole numbers: the shift that uses all of their bits. Value scales up to the
+// row's own last token only: what comes later must not change a bit.
+float AttentionBlockRun::shift_for(int64_t row, int64_t chunk, float peak) const {
+  if (problem_.pages.format != layout::Format::int8) return peak;
+  const int64_t end = std::clamp<int64_t>(buffers_.seen[row].end - chunk * kChunkTokens, 0, kChunkTokens);
+  const float scale = passes_.largest_scale(buffers_.value_scale, end);
+  if (!(scale > 0.0f)) return peak;
+  return peak - static_cast<float>(std::clamp(std::ilogb(kWeightPeak / scale), -100, 60));
+}
+
+// From scores to sums: one chunk's weights and their product with the values. Fills in all but the peaks.
+void AttentionBlockRun::sum_chunk(int64_t chunk, float* scores, int64_t stride, const ChunkSums& sums) {
+  const layout::Format format = problem_.pages.format;
+  const RowLayout layout(format, kChunkTokens);
+  const auto weigh = passes_.weigh[static_cast<int>(format)];
+  for (int64_t r = 0; r < rows_; ++r) {
+    // Nothing to see, or nothing but NaN, which any shift brings out.
+    const float peak = sums.peak[r] == -INFINITY ? 0.0f : sums.peak[r];
+    sums.shift[r] = shift_for(r, chunk, peak);
+    sums.weight[r] = weigh(row_scores(r, chunk, scores, stride), sums.shift[r], buffers_.weights + r * layout.bytes,
+                           buffers_.weight_sum + r);
+  }
+  const int64_t first = (chunk - first_) * kChunkPages;
+  const int64_t pages =
+      std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+  const uint8_t* const* next = block_.method == Method::slim ? buffers_.values : buffers_.keys;
+  products_.values({{buffers_.weights, layout, rows_, buffers_.weight_sum, buffers_.seen},
+                    buffers_.values + first, next + first + kChunkPages, chunk * kChunkTokens, pages, channels_,
+                    sums.value, channels_});
+}
+
+void AttentionBlockRun::clear_total() {
+  const ChunkSums& total = buffers_.total;
+  std::memset(total.value, 0, static_cast<size_t>(rows_ * channels_) * sizeof(float));
+  std::fill_n(total.weight, rows_, 0.0f);
+  std::fill_n(total.peak, rows_, -INFINITY);
+}
+
+// The total's peak is the largest known so far; with the true one known from the start nothing is ever rescaled.
+void AttentionBlockRun::add_to_total(const ChunkSums& part) {
+  const ChunkSums& total = buffers_.total;
+  for (int64_t r = 0; r < rows_; ++r) {
+    if (!std::isfinite(part.peak[r])) {
+      total.weight[r] += part.peak[r] == -INFINITY ? part.weight[r] : NAN;
+      continue;
+    }
+    const float peak = std::max(total.peak[r], part.peak[r]);
+    const float before = total.peak[r] == -INFINITY ? 1.0f : power_of_two(total.peak[r] - peak);
+    const float now = power_of_two(part.shift[r] - peak);
+    passes_.combine(total.value + r * channels_, before, part.value + r * channels_, now, channels_);
+    total.weight[r] = total.weight[r] * before + part.weight[r] * now;
+    total.peak[r] = peak;
+  }
+}
+
+void AttentionBlockRun::write_rows() {
+  const ChunkSums& total = buffers_.total;
+  for (int64_t r = 0; r < rows_; ++r) {
+    const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
+    float* out = problem_.out + (block_.b * problem_.tokens + token) * problem_.out_stride + head * channels_;
+    float weight = total.weight[r], before = 1.0f;
+    const bool sees = buffers_.seen[r].begin < buffers_.seen[r].end;
+    if (weight == 0.0f && sees) weight = NAN;  // all that it sees scores -inf
+    if (problem_.sinks) {
+      const float sink = problem_.sinks[head] * kLog2E, peak = std::max(total.peak[r], std::ceil(sink));
+      if (total.peak[r] != -INFINITY) before = power_of_two(total.peak[r] - peak);
+      weight = weight * before + std::exp2(sink - peak);
+    }
+    passes_.finish(total.value + r * channels_, weight == 0.0f ? 0.0f : before / weight, channels_, out);
+  }
+}
+
+void AttentionBlockRun::run_slim() {
+  const int64_t stride = (end_ - first_) * kChunkTokens;
+  const ChunkSums &total = buffers_.total, &part = buffers_.part;
+  for (int64_t chunk = first_; chunk < end_; ++chunk) {
+    const int64_t index = chunk - first_;
+    float* scores = buffers_.scores + index * kChunkTokens;
+    load_scales(chunk);
+    score_chunk(chunk, scores, stride);
+    for (int64_t r = 0; r < rows_; ++r) {
+      const float peak = std::ceil(passes_.largest(row_scores(r, chunk, scores, stride)));
+      buffers_.peaks[index * rows_ + r] = peak;
+      if (peak > total.peak[r]) total.peak[r] = peak;
+    }
+  }
+  for (int64_t chunk = first_; chunk < end_; ++chunk) {
+    const int64_t index = chunk - first_;
+    load_scales(chunk);
+    std::copy_n(buffers_.peaks + index * rows_, rows_, part.peak);
+    sum_chunk(chunk, buffers_.scores + index * kChunkTokens, stride, part);
+    add_to_total(part);
+  }
+}
+
+void AttentionBlockRun::run_flash() {
+  for (int64_t chunk = first_; chunk < end_; ++chunk) {
+    run_chunk(chunk, buffers_.part);
+    add_to_total(buffers_.part);
+  }
+}
+
+void AttentionBlockRun::run() {
+  clear_total();
+  prepare();
+  block_.method == Method::slim ? run_slim() : run_flash();
+  write_rows();
+}
+
+void AttentionBlockRun::prepare() {
+  if (first_ == end_) return;
+  encode_queries();
+  find_pages();
+}
+
+void AttentionBlockRun::run_chunk(int64_t chunk, const ChunkSums& sums) {
+  if (chunk < first_ || chunk >= end_) {
+    std::fill_n(sums.peak, rows_, -INFINITY);
+    std::fill_n(sums.weight, rows_, 0.0f);
+    return;
+  }
+  load_scales(chunk);
+  score_chunk(chunk, buffers_.scores, kChunkTokens);
+  for (int64_t r = 0; r < rows_; ++r)
+    sums.peak[r] = std::ceil(passes_.largest(row_scores(r, chunk, buffers_.scores, kChunkTokens)));
+  sum_chunk(chunk, buffers_.scores, kChunkTokens, sums);
+}
+
+void AttentionBlockRun::gather(const ChunkSums& chunks, int64_t rows) {
+  clear_total();
+  for (int64_t chunk = 0; chunk < block_.end_chunk - block_.first_chunk; ++chunk)
+    add_to_total(chunks.at(chunk, rows, channels_));
+  write_rows();
+}
+
+}  // namespace torch_cpullm::drivers
