@@ -106,11 +106,17 @@ void AttentionBlockRun::find_ranges() {
 void AttentionBlockRun::encode_queries() {
   const RowLayout layout(problem_.pages.format, channels_);
   const auto encode = passes_.encode[static_cast<int>(problem_.pages.format)];
-  for (int64_t r = 0; r < rows_; ++r) {
+  const auto query = [&](int64_t r) {
     const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
-    const float* q = problem_.q + (block_.b * problem_.tokens + token) * problem_.q_stride + head * channels_;
-    buffers_.factor[r] =
-        encode(q, channels_, buffers_.queries + r * layout.bytes, buffers_.query_sum + r) * problem_.scale * kLog2E;
+    return problem_.q + (block_.b * problem_.tokens + token) * problem_.q_stride + head * channels_;
+  };
+  // Rows of a sequence are far apart: each is on a page of its own.
+  constexpr int64_t kAheadRows = 6;
+  for (int64_t r = 0; r < rows_; ++r) {
+    const float* next = query(std::min(r + kAheadRows, rows_ - 1));
+    for (int64_t c = 0; c < channels_; c += 16) __builtin_prefetch(next + c);
+    buffers_.factor[r] = encode(query(r), channels_, buffers_.queries + r * layout.bytes, buffers_.query_sum + r) *
+                         problem_.scale * kLog2E;
   }
 }
 
@@ -135,16 +141,16 @@ void AttentionBlockRun::load_scales(int64_t chunk) {
   const int64_t first = (chunk - first_) * kChunkPages;
   const int64_t used =
       std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
-  const size_t bytes = kPageTokens * sizeof(float);
-  for (int64_t page = 0; page < used; ++page) {
-    const uint8_t* head = buffers_.keys[first + page];
-    std::memcpy(buffers_.key_scale + page * kPageTokens, head + layout::key_scale_offset(format, channels_), bytes);
-    std::memcpy(buffers_.value_scale + page * kPageTokens, head + layout::value_scale_offset(format, channels_), bytes);
-    const uint8_t* next = buffers_.keys[first + page + kChunkPages] + layout::key_scale_offset(format, channels_);
-    for (size_t line = 0; line < 2 * bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
-  }
   sound_ = true;
-  for (int64_t t = 0; t < used * kPageTokens; ++t) sound_ &= buffers_.value_scale[t] == buffers_.value_scale[t];
+  for (int64_t page = 0; page < used; ++page) {
+    // The scales of a head lie side by side, of keys and then of values.
+    const auto* scales = reinterpret_cast<const float*>(buffers_.keys[first + page] +
+                                                        layout::key_scale_offset(format, channels_));
+    const uint8_t* next = buffers_.keys[first + page + kChunkPages] + layout::key_scale_offset(format, channels_);
+    for (int64_t line = 0; line < 2 * kPageTokens * 4; line += 64) __builtin_prefetch(next + line, 0, 2);
+    passes_.take_scales(scales, kPageTokens, buffers_.key_scale + page * kPageTokens);
+    sound_ &= passes_.take_scales(scales + kPageTokens, kPageTokens, buffers_.value_scale + page * kPageTokens);
+  }
   if (sound_) return;
   for (int64_t t = 0; t < used * kPageTokens; ++t) {
     const bool bad = std::isnan(buffers_.value_scale[t]);

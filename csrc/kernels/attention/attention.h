@@ -90,6 +90,8 @@ struct AttentionPasses {
   float (*largest)(const RowScores&);
   // p * value_scale as a row, kChunkTokens deep, zero outside of what the row sees. Returns the sum of p.
   float (*weigh[3])(const RowScores&, float shift, uint8_t* row, int32_t* sum);
+  // Copies n scales, a multiple of 16; false if one is NaN.
+  bool (*take_scales)(const float* from, int64_t n, float* to);
   // The largest of n scales; NaN are passed over.
   float (*largest_scale)(const float* scale, int64_t n);
   // total = total * before + part * now
