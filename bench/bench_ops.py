@@ -83,7 +83,7 @@ def _attention_contest(benchmark: Any, length: int, tokens: int, kv_format: KvFo
     query_BTHC = torch.randn(1, tokens, HEADS, CHANNELS, dtype=torch.bfloat16)
     pool = _pool(length, tokens, kv_format)
     pools = [dataclasses.replace(pool, pages=pages) for pages in copies_beyond_cache(pool.pages)]
-    ours = rotated(lambda kv: attention.paged_attention(query_BTHC, kv, None, CHANNELS**-0.5), pools)
+    ours = rotated(lambda kv: attention.paged_attention(query_BTHC, kv, CHANNELS**-0.5), pools)
     query_BHTC = query_BTHC.transpose(1, 2).contiguous()
     caches = copies_beyond_cache(torch.randn(2, 1, KV_HEADS, length, CHANNELS, dtype=torch.bfloat16))
     stock = rotated(

@@ -53,6 +53,7 @@ at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const a
   const NormArgument after(output_norm, model, eps, norm_offset, "output_norm");
   const RopeTables tables = check_rope(cos, sin, batch, tokens, channels);
   const KvArguments kv = check_kv(pages, page_table, past, batch, tokens, kv_heads, channels, parse_format(format));
+  const ScoreArguments scores(mask, std::nullopt, std::nullopt, std::nullopt, heads, soft_cap, 0);
   drivers::AttentionBlock block{
       .qkv = check_group(qkv, model, (heads + 2 * kv_heads) * channels, "qkv"),
       .output = check_projection(output, heads * channels, model, "output"),
@@ -64,7 +65,7 @@ at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const a
       .sin = tables.sin.const_data_ptr<float>(),
       .rotary = tables.rotary,
       .rope_batch_stride = tables.batch_stride,
-      .attention = attention_problem(kv, batch, tokens, heads, mask, scale, soft_cap),
+      .attention = attention_problem(kv, batch, tokens, heads, scores, scale),
   };
   const at::Tensor rows = as_floats(hidden);
   at::Tensor out = at::empty_like(rows);

@@ -77,13 +77,15 @@ void set_slim_tokens(int64_t tokens) {
 }
 
 at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
-                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads,
-                           c10::string_view format, double scale, double soft_cap) {
+                           const at::Tensor& past, const OptionalTensor& mask, const OptionalTensor& tree,
+                           const OptionalTensor& sinks, const OptionalTensor& slopes, int64_t kv_heads,
+                           c10::string_view format, double scale, double soft_cap, int64_t window) {
   check_float(query, "query");
   check_dims(query, 4, "query", "[B, T, H, C]");
   const int64_t batch = query.size(0), tokens = query.size(1), heads = query.size(2), channels = query.size(3);
   const KvArguments kv = check_kv(pages, page_table, past, batch, tokens, kv_heads, channels, parse_format(format));
-  drivers::AttentionProblem problem = attention_problem(kv, batch, tokens, heads, mask, scale, soft_cap);
+  const ScoreArguments scores(mask, tree, sinks, slopes, heads, soft_cap, window);
+  drivers::AttentionProblem problem = attention_problem(kv, batch, tokens, heads, scores, scale);
   const at::Tensor q = as_floats(query);
   at::Tensor out = at::empty_like(q);
   if (query.numel() == 0) return out.to(query.scalar_type());
@@ -98,7 +100,8 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, con
 }
 
 at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                          const OptionalTensor& mask, double scale, double soft_cap) {
+                          const OptionalTensor& mask, const OptionalTensor& sinks, const OptionalTensor& slopes,
+                          double scale, double soft_cap, int64_t window) {
   check_float(query, "query");
   check_float(key, "key");
   check_dims(query, 4, "query", "[B, T, H, C]");
@@ -110,11 +113,12 @@ at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const 
                     length);
   const int64_t each = layout::ceil_div(length, layout::kPageTokens);
   const at::TensorOptions ints = key.options().dtype(at::kInt).requires_grad(false);
-  at::Tensor pages = at::empty({batch * each, kv_layer_bytes(kv_heads, key.size(3), "f32")}, ints.dtype(at::kByte));
+  const c10::string_view format = key.scalar_type() == at::kBFloat16 ? "bf16" : "f32";
+  at::Tensor pages = at::empty({batch * each, kv_layer_bytes(kv_heads, key.size(3), format)}, ints.dtype(at::kByte));
   const at::Tensor table = at::arange(batch * each, ints).view({batch, each});
-  kv_append(pages, table, at::full({batch}, 0, ints), key, value, "f32");
-  return paged_attention(query, pages, table, at::full({batch}, length - tokens, ints), mask, kv_heads, "f32", scale,
-                         soft_cap);
+  kv_append(pages, table, at::full({batch}, 0, ints), key, value, format);
+  return paged_attention(query, pages, table, at::full({batch}, length - tokens, ints), mask, std::nullopt, sinks,
+                         slopes, kv_heads, format, scale, soft_cap, window);
 }
 
 }  // namespace torch_cpullm::bindings

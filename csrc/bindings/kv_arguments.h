@@ -66,13 +66,54 @@ inline KvArguments check_kv(const at::Tensor& pages, const at::Tensor& page_tabl
   return kv;
 }
 
+// What changes a score or hides it, as the ops take it; keeps float copies alive while the op runs.
+struct ScoreArguments {
+  std::optional<at::Tensor> mask, tree;
+  at::Tensor sinks, slopes;
+  double soft_cap;
+  int64_t window;
+
+  ScoreArguments(const std::optional<at::Tensor>& mask_or_bias, const std::optional<at::Tensor>& tree_bits,
+                 const std::optional<at::Tensor>& sinks_H, const std::optional<at::Tensor>& slopes_H, int64_t heads,
+                 double cap, int64_t window_tokens)
+      : mask(mask_or_bias),
+        tree(tree_bits),
+        sinks(of_heads(sinks_H, heads, "sinks")),
+        slopes(of_heads(slopes_H, heads, "slopes")),
+        soft_cap(cap),
+        window(window_tokens) {
+    TORCH_CHECK_VALUE(soft_cap >= 0.0, "soft_cap: expected 0 (none) or a positive cap, got ", soft_cap);
+    TORCH_CHECK_VALUE(window >= 0, "window: expected 0 (none) or a number of tokens, got ", window);
+    TORCH_CHECK_VALUE(!mask || !tree, "tree: expected no mask beside it, got both");
+    TORCH_CHECK_VALUE(!tree || (!slopes.defined() && window == 0),
+                      "tree: expected neither slopes nor a window beside it: both count tokens, and a tree has depths");
+  }
+
+  static at::Tensor of_heads(const std::optional<at::Tensor>& x, int64_t heads, const char* name) {
+    if (!x) return {};
+    check_float(*x, name);
+    check_dims(*x, 1, name, "[H]");
+    check_size(*x, 0, heads, name, "[H]");
+    return as_floats(*x);
+  }
+};
+
+inline void check_mask(const at::Tensor& mask, int64_t batch, int64_t heads, int64_t tokens, int64_t longest) {
+  TORCH_CHECK_TYPE(mask.scalar_type() == at::kBool || mask.scalar_type() == at::kFloat,
+                   "mask: expected bool, or float32 to be added to the scores, got ", mask.scalar_type());
+  check_dims(mask, 4, "mask", "[B or 1, H or 1, T, S]");
+  TORCH_CHECK_VALUE((mask.size(0) == batch || mask.size(0) == 1) && (mask.size(1) == heads || mask.size(1) == 1) &&
+                        mask.size(2) == tokens && mask.size(3) >= longest,
+                    "mask: expected [", batch, " or 1, ", heads, " or 1, ", tokens, ", at least ", longest, "], got ",
+                    mask.sizes());
+  TORCH_CHECK_VALUE(mask.stride(3) == 1 || mask.size(3) == 1, "mask: expected a contiguous last dimension");
+}
+
 // The attention part of a problem; the caller fills q and out.
 inline drivers::AttentionProblem attention_problem(const KvArguments& kv, int64_t batch, int64_t tokens, int64_t heads,
-                                                   const std::optional<at::Tensor>& mask, double scale,
-                                                   double soft_cap) {
+                                                   const ScoreArguments& scores, double scale) {
   TORCH_CHECK_VALUE(heads >= 1 && heads % kv.pages.heads == 0, "heads: expected a multiple of the ", kv.pages.heads,
                     " KV heads, got ", heads);
-  TORCH_CHECK_VALUE(soft_cap >= 0.0, "soft_cap: expected 0 (none) or a positive cap, got ", soft_cap);
   drivers::AttentionProblem problem{};
   problem.batch = batch;
   problem.tokens = tokens;
@@ -82,20 +123,31 @@ inline drivers::AttentionProblem attention_problem(const KvArguments& kv, int64_
   problem.table_stride = kv.table_stride;
   problem.past = kv.past;
   problem.scale = static_cast<float>(scale);
-  problem.soft_cap = static_cast<float>(soft_cap);
+  problem.soft_cap = static_cast<float>(scores.soft_cap);
   problem.longest = kv.longest;
-  if (!mask) return problem;
-  check_type(*mask, at::kBool, "mask");
-  check_dims(*mask, 4, "mask", "[B or 1, H or 1, T, S]");
-  TORCH_CHECK_VALUE((mask->size(0) == batch || mask->size(0) == 1) && (mask->size(1) == heads || mask->size(1) == 1) &&
-                        mask->size(2) == tokens && mask->size(3) >= kv.longest,
-                    "mask: expected [", batch, " or 1, ", heads, " or 1, ", tokens, ", at least ", kv.longest,
-                    "], got ", mask->sizes());
-  TORCH_CHECK_VALUE(mask->stride(3) == 1 || mask->size(3) == 1, "mask: expected a contiguous last dimension");
-  problem.mask = static_cast<const uint8_t*>(mask->const_data_ptr());
-  problem.mask_batch_stride = mask->size(0) == 1 ? 0 : mask->stride(0);
-  problem.mask_head_stride = mask->size(1) == 1 ? 0 : mask->stride(1);
-  problem.mask_token_stride = mask->stride(2);
+  problem.window = scores.window;
+  if (scores.sinks.defined()) problem.sinks = scores.sinks.const_data_ptr<float>();
+  if (scores.slopes.defined()) problem.slopes = scores.slopes.const_data_ptr<float>();
+  if (scores.tree) {
+    check_type(*scores.tree, at::kLong, "tree");
+    check_dims(*scores.tree, 2, "tree", "[B, T]");
+    check_size(*scores.tree, 0, batch, "tree", "[B, T]");
+    check_size(*scores.tree, 1, tokens, "tree", "[B, T]");
+    TORCH_CHECK_VALUE(tokens <= 64, "tree: expected at most 64 query tokens, one a bit, got ", tokens);
+    TORCH_CHECK_VALUE(scores.tree->is_contiguous(), "tree: expected a contiguous tensor");
+    problem.tree = scores.tree->const_data_ptr<int64_t>();
+  }
+  if (!scores.mask) return problem;
+  const at::Tensor& mask = *scores.mask;
+  check_mask(mask, batch, heads, tokens, kv.longest);
+  if (mask.scalar_type() == at::kBool) {
+    problem.mask = static_cast<const uint8_t*>(mask.const_data_ptr());
+  } else {
+    problem.bias = mask.const_data_ptr<float>();
+  }
+  problem.mask_batch_stride = mask.size(0) == 1 ? 0 : mask.stride(0);
+  problem.mask_head_stride = mask.size(1) == 1 ? 0 : mask.stride(1);
+  problem.mask_token_stride = mask.stride(2);
   return problem;
 }
 

@@ -38,13 +38,18 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def(
       "kv_gather(Tensor pages, Tensor page_table, SymInt length, SymInt kv_heads, SymInt channels, str format) -> "
       "(Tensor, Tensor)");
-  // query[B, T, H, C] over the first past[b] + T cached tokens -> [B, T, H, C]; mask bool [B or 1, H or 1, T, S],
-  // None is causal.
+  // query[B, T, H, C] over the first past[b] + T cached tokens -> [B, T, H, C], causal and no further back than
+  // `window` tokens (0: all). mask [B or 1, H or 1, T, S]: bool, or float to be added, instead of causal; tree int64
+  // [B, T]: bit j of a row shows it query token j. sinks[H]: scores without a value; slopes[H]: ALiBi.
   m.def(
-      "paged_attention(Tensor query, Tensor pages, Tensor page_table, Tensor past, Tensor? mask, SymInt kv_heads, "
-      "str format, float scale, float soft_cap) -> Tensor");
+      "paged_attention(Tensor query, Tensor pages, Tensor page_table, Tensor past, Tensor? mask, Tensor? tree, "
+      "Tensor? sinks, Tensor? slopes, SymInt kv_heads, str format, float scale, float soft_cap, SymInt window) -> "
+      "Tensor");
   // The same over dense key, value [B, S, G, C]; the queries are the last T of the S tokens.
-  m.def("slim_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, float soft_cap) -> Tensor");
+  m.def(
+      "slim_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? sinks, Tensor? slopes, float "
+      "scale, "
+      "float soft_cap, SymInt window) -> Tensor");
   // Query tokens up to this place in their sequence are attended to with whole score rows, those behind with a running
   // maximum: a matter of speed, the bits are the same (drivers/attention.h).
   m.def("set_slim_tokens(int tokens) -> ()", torch_cpullm::bindings::set_slim_tokens);

@@ -36,10 +36,12 @@ void kv_append(at::Tensor pages, const at::Tensor& page_table, const at::Tensor&
 std::tuple<at::Tensor, at::Tensor> kv_gather(const at::Tensor& pages, const at::Tensor& page_table, int64_t length,
                                              int64_t kv_heads, int64_t channels, c10::string_view format);
 at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, const at::Tensor& page_table,
-                           const at::Tensor& past, const OptionalTensor& mask, int64_t kv_heads,
-                           c10::string_view format, double scale, double soft_cap);
+                           const at::Tensor& past, const OptionalTensor& mask, const OptionalTensor& tree,
+                           const OptionalTensor& sinks, const OptionalTensor& slopes, int64_t kv_heads,
+                           c10::string_view format, double scale, double soft_cap, int64_t window);
 at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
-                          const OptionalTensor& mask, double scale, double soft_cap);
+                          const OptionalTensor& mask, const OptionalTensor& sinks, const OptionalTensor& slopes,
+                          double scale, double soft_cap, int64_t window);
 
 // blocks.cpp
 at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const at::Tensor& output,

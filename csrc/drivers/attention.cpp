@@ -32,20 +32,20 @@ Attention::Attention(const AttentionProblem& problem, int threads) : problem_(pr
   problem_.products = &kernels::attention_products(problem.pages.format);
   problem_.passes = &kernels::attention_passes();
   cut();
-  const auto cost = [](const BlockRows& block) { return block.tokens * (block.end_chunk - block.first_chunk); };
+  const auto cost = [](const RowBlock& block) { return block.tokens * (block.end_chunk - block.first_chunk); };
   std::stable_sort(tasks_.begin(), tasks_.end(),
-                   [&](const BlockRows& a, const BlockRows& b) { return cost(a) > cost(b); });
+                   [&](const RowBlock& a, const RowBlock& b) { return cost(a) > cost(b); });
   // What the threads would get, task after task to the one with least.
   std::vector<int64_t> loads(static_cast<size_t>(threads));
   int64_t total = 0;
-  for (const BlockRows& block : tasks_) {
+  for (const RowBlock& block : tasks_) {
     *std::min_element(loads.begin(), loads.end()) += cost(block);
     total += cost(block);
   }
   split_ = *std::max_element(loads.begin(), loads.end()) * threads > total * 9 / 8;
   if (!split_) return;
   int64_t chunks = 0;
-  for (const BlockRows& block : tasks_) {
+  for (const RowBlock& block : tasks_) {
     first_item_.push_back(chunks);
     chunks += block.end_chunk - block.first_chunk;
   }
@@ -69,8 +69,13 @@ void Attention::cut() {
       const int64_t count = std::min(most, (is_slim ? slim : problem_.tokens) - token);
       const int64_t seen_end = problem_.causal() ? past + token + count : problem_.length(b);
       const int64_t seen_begin = problem_.window > 0 ? std::max<int64_t>(past + token + 1 - problem_.window, 0) : 0;
-      const BlockRows block{b,     0, token, count, is_slim ? Method::slim : Method::flash, seen_begin / kChunkTokens,
-                            ceil_div(seen_end, kChunkTokens)};
+      const RowBlock block{b,
+                           0,
+                           token,
+                           count,
+                           is_slim ? Method::slim : Method::flash,
+                           seen_begin / kChunkTokens,
+                           ceil_div(seen_end, kChunkTokens)};
       const int64_t chunks = block.end_chunk - block.first_chunk;
       shape_.rows = std::max(shape_.rows, count * group);
       shape_.chunks = std::max(shape_.chunks, chunks);
@@ -105,24 +110,24 @@ void Attention::run(const runtime::Team& team) {
   if (split_) return run_split(team, buffers);
   const auto count = static_cast<int64_t>(tasks_.size());
   for (int64_t task = counter_.take(); task < count; task = counter_.take())
-    AttentionBlockRun(problem_, tasks_[static_cast<size_t>(task)], buffers).run();
+    BlockAttention(problem_, tasks_[static_cast<size_t>(task)], buffers).run();
 }
 
 void Attention::run_split(const runtime::Team& team, const BlockBuffers& buffers) {
   const runtime::Range mine = team.share(first_item_.back());
   const int64_t channels = problem_.pages.channels;
   for (size_t task = 0; task < tasks_.size(); ++task) {
-    const BlockRows& block = tasks_[task];
+    const RowBlock& block = tasks_[task];
     const int64_t begin = std::max(mine.begin, first_item_[task]), end = std::min(mine.end, first_item_[task + 1]);
     if (begin >= end) continue;
-    AttentionBlockRun run(problem_, block, buffers);
+    BlockAttention run(problem_, block, buffers);
     run.prepare();
     for (int64_t item = begin; item < end; ++item)
       run.run_chunk(block.first_chunk + item - first_item_[task], sums_.at(item, shape_.rows, channels));
   }
   team.barrier();
   for (size_t task = static_cast<size_t>(team.rank); task < tasks_.size(); task += static_cast<size_t>(team.size))
-    AttentionBlockRun(problem_, tasks_[task], buffers)
+    BlockAttention(problem_, tasks_[task], buffers)
         .gather(sums_.at(first_item_[task], shape_.rows, channels), shape_.rows);
 }
 

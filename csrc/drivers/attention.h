@@ -5,22 +5,22 @@
 //   flash  FlashAttention (arXiv 2205.14135): a task goes chunk by chunk of tokens with a running maximum, and rescales
 //          what it has.
 //
-// A task is (sequence, KV head, block of query tokens); all query heads of a KV head are rows of the same task and share
-// every load of K and V. Pages that no row of a tile sees are not touched.
+// A task is (sequence, KV head, block of query tokens); all query heads of a KV head are rows of the same task and
+// share every load of K and V. Pages that no row of a tile sees are not touched.
 //
 // Sums are taken per chunk (layout::kChunkTokens) and added in chunk order, with shifts that are powers of two
-// (kernels/attention/passes_body.h): the bits of a row depend neither on the method, nor on threads, nor on how many rows
-// were asked for at once. Where tasks are too few or too uneven for the threads, chunks are their unit of work.
+// (kernels/attention/passes_body.h): the bits of a row depend neither on the method, nor on threads, nor on how many
+// rows were asked for at once. Where tasks are too few or too uneven for the threads, chunks are their unit of work.
 #pragma once
 #include <vector>
 
-#include "drivers/attention_block.h"
+#include "drivers/attention_rows.h"
 #include "runtime/parallel.h"
 
 namespace torch_cpullm::drivers {
 
-// Query tokens up to this place in their sequence go by the slim method, those behind by flash; 0: all by flash. A matter
-// of speed only, measured per machine (torch_cpullm/machine/tune.py).
+// Query tokens up to this place in their sequence go by the slim method, those behind by flash; 0: all by flash. A
+// matter of speed only, measured per machine (torch_cpullm/machine/tune.py).
 constexpr int64_t kDefaultSlimTokens = 1024;
 void set_slim_tokens(int64_t tokens);
 int64_t slim_tokens();
@@ -43,7 +43,7 @@ class Attention {
   int threads_;
   bool split_ = false;
   BlockShape shape_;
-  std::vector<BlockRows> tasks_;       // the costliest first
+  std::vector<RowBlock> tasks_;        // the costliest first
   std::vector<int64_t> first_item_;    // split: chunks of the tasks before; one more at the end, of all
   std::vector<BlockBuffers> buffers_;  // of each thread
   ChunkSums sums_;                     // split: of every chunk

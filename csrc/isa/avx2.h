@@ -122,9 +122,7 @@ inline float reduce_max(f32x16 a) {
 inline i32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline i32x16 add(i32x16 a, i32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
 inline i32x16 shift_left(i32x16 a, int bits) { return {_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)}; }
-inline i32x16 shift_right(i32x16 a, int bits) {
-  return {_mm256_srai_epi32(a.lo, bits), _mm256_srai_epi32(a.hi, bits)};
-}
+inline i32x16 shift_right(i32x16 a, int bits) { return {_mm256_srai_epi32(a.lo, bits), _mm256_srai_epi32(a.hi, bits)}; }
 inline i32x16 bit_and(i32x16 a, int32_t mask) {
   const __m256i bits = _mm256_set1_epi32(mask);
   return {_mm256_and_si256(a.lo, bits), _mm256_and_si256(a.hi, bits)};

@@ -23,8 +23,8 @@ inline f32x16 exp(f32x16 x) {
   return select_less(x, lowest, zero_f32(), scale_by_power_of_two(e, n));
 }
 
-// 2^x for x <= 127 within 3 ulp, exact for whole x; exactly 0 below -126; NaN stays. The polynomial is the minimax one of
-// relative error 1e-7 among those that are 1 at 0.
+// 2^x for x <= 127 within 3 ulp, exact for whole x; exactly 0 below -126; NaN stays. The polynomial is the minimax one
+// of relative error 1e-7 among those that are 1 at 0.
 inline f32x16 exp2(f32x16 x) {
   const f32x16 lowest = set1_f32(-126.0f);
   const f32x16 clamped = max(lowest, x);  // a NaN in x passes

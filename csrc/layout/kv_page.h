@@ -86,8 +86,7 @@ struct LayerPages {
   // page, if it was not begun before.
   void close(int64_t page, int64_t position, int64_t past) const {
     if (position / kPageTokens < ceil_div(past, kPageTokens)) return;
-    for (int64_t g = 0; g < heads; ++g)
-      clear_values_behind(head(page, g), format, channels, position % kPageTokens);
+    for (int64_t g = 0; g < heads; ++g) clear_values_behind(head(page, g), format, channels, position % kPageTokens);
   }
 };
 

@@ -8,9 +8,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import torch_cpullm
 from torch_cpullm.kv import PagedCache
-from torch_cpullm.ops.attention import PAGE_TOKENS
 from torch_cpullm.modules import notice
 from torch_cpullm.modules.notice import FallbackWarning
+from torch_cpullm.ops.attention import PAGE_TOKENS
 
 NEW = {"max_new_tokens": 24, "min_new_tokens": 24}
 GREEDY = {**NEW, "do_sample": False}

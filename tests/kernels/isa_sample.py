@@ -10,7 +10,7 @@ import torch
 
 from torch_cpullm.formats import INT4, INT8
 from torch_cpullm.ops import introspect, linear, rowwise
-from torch_cpullm.ops.attention import paged_attention, slim_attention
+from torch_cpullm.ops.attention import ScoreRules, paged_attention, slim_attention
 from torch_cpullm.testing.formats import FORMATS
 from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import filled_pages
@@ -62,11 +62,11 @@ def sample():
             kv = filled_pages(guarded(key), guarded(value), torch.full((2,), past), format)
             kv = replace(kv, pages=guarded(kv.pages[:-1]))  # the last one is a spare
             name = f"attention {format} {tokens} {past} {heads} {channels}"
-            out[name] = paged_attention(query, kv, None, channels**-0.5, 20.0 if heads == 6 else 0.0)
+            out[name] = paged_attention(query, kv, channels**-0.5, ScoreRules(soft_cap=20.0 if heads == 6 else 0.0))
             mask = guarded(plain(2, 1, tokens, past + tokens) < -0.4)
-            out[f"{name} masked"] = paged_attention(query, kv, mask, channels**-0.5)
+            out[f"{name} masked"] = paged_attention(query, kv, channels**-0.5, ScoreRules(mask=mask))
             out[f"{name} pages"] = kv.pages
-    out["slim"] = slim_attention(plain(1, 9, 4, 32), *plain(2, 1, 20, 2, 32), None, 0.2)
+    out["slim"] = slim_attention(plain(1, 9, 4, 32), *plain(2, 1, 20, 2, 32), 0.2)
     for name, result in sample_bad_rows():
         out[f"{name} bad"] = result.nan_to_num(nan=123.0, posinf=456.0, neginf=-456.0)  # so that equal means equal
     return out
@@ -83,7 +83,7 @@ def sample_bad_rows():
         key[0, 9, 0, 3], value[0, 21, 0, 15], value[0, 22, 0, 0] = float("nan"), float("inf"), float("nan")
         yield (
             f"attention {format}",
-            paged_attention(plain(1, 40, 2, 16), filled_pages(key, value, torch.zeros(1), format), None, 0.25),
+            paged_attention(plain(1, 40, 2, 16), filled_pages(key, value, torch.zeros(1), format), 0.25),
         )
     yield "rms_norm", rowwise.rms_norm(x, plain(300), 1e-6)
     for activation in ("silu", "gelu_tanh", "gelu_erf"):

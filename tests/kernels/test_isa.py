@@ -33,7 +33,7 @@ WORDS = {
 }
 
 
-# Of the size of what bf16 products give, where they add a pair at once: those flush denormals and round sums less often.
+# Of the size of what bf16 products give, where they add a pair at once: they flush denormals and round sums less often.
 # In attention a weight may then round to its other neighbour in bf16.
 TOLERANCES = {"linear": 1e-5, "attention": 2e-3}
 
@@ -87,7 +87,8 @@ def test_the_forced_level_is_the_one_that_ran(level, samples):
 def test_bits_are_those_of_the_scalar_definition(level, samples):
     if level not in samples:
         pytest.skip(f"this CPU lacks what {level} needs")
-    pairs_at_once = any("bf16" in name.split("__")[0] and name.endswith(("bf16", "amx")) for name in samples[level]["ran"])
+    ran = samples[level]["ran"]
+    pairs_at_once = any("bf16" in name.split("__")[0] and name.endswith(("bf16", "amx")) for name in ran)
     for name, expected in samples["scalar"]["results"].items():
         got = samples[level]["results"][name]
         family, *words = name.split()

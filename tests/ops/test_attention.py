@@ -36,8 +36,8 @@ def compare(got, inputs, past, mask, numbers, format):
     query, key, value = inputs
     key, value = reference.round_kv(key, format), reference.round_kv(value, format)
     seen = reference.visible(past, query.shape[1], key.shape[1], mask)
-    expected = reference.attention(query, key, value, seen, *numbers)
-    assert_within(got, expected, attention_bound(query, key, value, seen, *numbers, format))
+    problem = reference.AttentionInputs(query, key, value, seen, *numbers)
+    assert_within(got, reference.attention(problem), attention_bound(problem, format))
 
 
 def check(shape, format, past=0, mask=None, soft_cap=0.0):
@@ -46,7 +46,8 @@ def check(shape, format, past=0, mask=None, soft_cap=0.0):
     query = torch.randn(batch, tokens, heads, channels)
     past_B = torch.full((batch,), past)
     scale = channels**-0.5
-    got = ops.paged_attention(query, filled_pages(key, value, past_B, format), mask, scale, soft_cap)
+    rules = ops.ScoreRules(mask=mask, soft_cap=soft_cap)
+    got = ops.paged_attention(query, filled_pages(key, value, past_B, format), scale, rules)
     compare(got, (query, key, value), past_B, mask, (scale, soft_cap), format)
     return got
 
@@ -73,7 +74,7 @@ def test_any_problem(lengths, tokens, group, kv_heads, sixteens, mask_heads, sof
     if mask_heads != "none":
         mask = torch.rand(batch, 1 if mask_heads == "one" else heads, tokens, longest + 5) < 0.5
     kv = written_up_to(key, value, past, tokens, format)
-    got = ops.paged_attention(query, kv, mask, 0.2, soft_cap)
+    got = ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=mask, soft_cap=soft_cap))
     compare(got, (query, key, value), past, mask, (0.2, soft_cap), format)
 
 
@@ -140,9 +141,9 @@ def test_a_mask_may_be_wider_and_strided():
     kv = filled_pages(key, value, torch.tensor([39]), "f32")
     query = torch.randn(1, 1, 4, 32)
     wide = torch.rand(1, 1, 1, 100) < 0.5
-    assert torch.equal(
-        ops.paged_attention(query, kv, wide, 0.2), ops.paged_attention(query, kv, wide[..., :40].contiguous(), 0.2)
-    )
+    narrow = ops.ScoreRules(mask=wide[..., :40].contiguous())
+    got = ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=wide))
+    assert torch.equal(got, ops.paged_attention(query, kv, 0.2, narrow))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
@@ -153,9 +154,10 @@ def test_sequences_of_unlike_length(kv_heads, threads):
     key, value = tokens_of(3, 600, kv_heads, 32)
     query, past = torch.randn(3, 2, 4, 32), torch.tensor([0, 250, 598])
     kv = written_up_to(key, value, past, 2, "int8")
-    compare(ops.paged_attention(query, kv, None, 0.2), (query, key, value), past, None, (0.2, 0.0), "int8")
+    compare(ops.paged_attention(query, kv, 0.2), (query, key, value), past, None, (0.2, 0.0), "int8")
     everything = torch.ones(1, 1, 2, 600, dtype=torch.bool)
-    got = ops.paged_attention(query, kv, everything, 0.2)  # a mask shows no token that a sequence does not have
+    # A mask shows no token that a sequence does not have.
+    got = ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=everything))
     compare(got, (query, key, value), past, everything, (0.2, 0.0), "int8")
 
 
@@ -174,8 +176,8 @@ def test_pages_of_one_layer_among_others(format):
     assert (pool[:, 2 * width + 64 :] == 255).all()
     past, query = torch.full((2,), 69, dtype=torch.int32), torch.randn(2, 1, 4, 32)
     assert torch.equal(
-        ops.paged_attention(query, replace(kv, past_B=past), None, 0.2),
-        ops.paged_attention(query, replace(alone, past_B=past), None, 0.2),
+        ops.paged_attention(query, replace(kv, past_B=past), 0.2),
+        ops.paged_attention(query, replace(alone, past_B=past), 0.2),
     )
 
 
@@ -185,13 +187,13 @@ def test_strided_inputs_are_as_good():
     past = torch.zeros(2, dtype=torch.int32)
     kv = filled_pages(key, value, past, "int8")
     assert torch.equal(kv.pages, filled_pages(key.contiguous(), value.contiguous(), past, "int8").pages)
-    expected = ops.paged_attention(query.contiguous(), kv, None, 0.2)
-    assert torch.equal(ops.paged_attention(query, kv, None, 0.2), expected)
+    expected = ops.paged_attention(query.contiguous(), kv, 0.2)
+    assert torch.equal(ops.paged_attention(query, kv, 0.2), expected)
     causal = torch.ones(40, 40, dtype=torch.bool).tril()
     for mask in (causal.expand(2, 4, 40, 40), torch.ones(40, 80, dtype=torch.bool).tril()[None, None]):
-        assert torch.equal(ops.paged_attention(query, kv, mask, 0.2), expected)
+        assert torch.equal(ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=mask)), expected)
     wide = torch.cat((kv.table_BP, kv.table_BP), dim=1)[:, : kv.table_BP.shape[1]]
-    assert torch.equal(ops.paged_attention(query, replace(kv, table_BP=wide), None, 0.2), expected)
+    assert torch.equal(ops.paged_attention(query, replace(kv, table_BP=wide), 0.2), expected)
 
 
 @pytest.mark.parametrize(("batch", "tokens", "heads"), [(0, 3, 4), (2, 0, 4)])
@@ -202,9 +204,9 @@ def test_nothing_to_do(batch, tokens, heads):
     empty = torch.empty(batch, tokens, 2, 32)
     ops.kv_append(kv, empty, empty)
     assert torch.equal(kv.pages, before)
-    assert ops.paged_attention(torch.empty(batch, tokens, heads, 32), kv, None, 0.2).shape == (batch, tokens, heads, 32)
+    assert ops.paged_attention(torch.empty(batch, tokens, heads, 32), kv, 0.2).shape == (batch, tokens, heads, 32)
     assert ops.kv_gather(kv, 0, 32)[0].shape == (batch, 2, 0, 32)
-    assert ops.slim_attention(torch.empty(batch, tokens, heads, 32), empty, empty, None, 0.2).shape[1] == tokens
+    assert ops.slim_attention(torch.empty(batch, tokens, heads, 32), empty, empty, 0.2).shape[1] == tokens
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -213,11 +215,11 @@ def test_nothing_is_read_behind_a_tensor(format):
     key, value = tokens_of(2, 75, 2, 48)
     query, mask = torch.randn(2, 11, 6, 48), torch.rand(2, 6, 11, 75) < 0.5
     kv = filled_pages(guarded(key), guarded(value), torch.full((2,), 64), format)
-    expected = ops.paged_attention(query, kv, mask, 0.2)
+    expected = ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=mask))
     closed = replace(
         kv, pages=guarded(kv.pages[:-1]), table_BP=guarded(kv.table_BP), past_B=guarded(kv.past_B)
     )  # pages[-1] is a spare one
-    assert torch.equal(ops.paged_attention(guarded(query), closed, guarded(mask), 0.2), expected)
+    assert torch.equal(ops.paged_attention(guarded(query), closed, 0.2, ops.ScoreRules(mask=guarded(mask))), expected)
     ops.kv_append(replace(closed, past_B=torch.zeros(2, dtype=torch.int32)), guarded(key), guarded(value))
     for left, right in zip(ops.kv_gather(closed, 75, 48), ops.kv_gather(kv, 75, 48), strict=True):
         assert torch.equal(left, right)
@@ -230,15 +232,13 @@ def test_bits_for_any_batch_block_and_team(format):
     query = torch.randn(2, 60, 3, 64)
     past = torch.full((2,), 640)
     torch.set_num_threads(1)
-    expected = ops.paged_attention(query, filled_pages(key, value, past, format), None, 0.125)
+    expected = ops.paged_attention(query, filled_pages(key, value, past, format), 0.125)
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
-        assert torch.equal(ops.paged_attention(query, filled_pages(key, value, past, format), None, 0.125), expected)
+        assert torch.equal(ops.paged_attention(query, filled_pages(key, value, past, format), 0.125), expected)
         for row in (0, 17, 59):
             one = filled_pages(key[1:], value[1:], torch.tensor([640 + row]), format)
-            assert torch.equal(
-                ops.paged_attention(query[1:, row : row + 1], one, None, 0.125), expected[1:, row : row + 1]
-            )
+            assert torch.equal(ops.paged_attention(query[1:, row : row + 1], one, 0.125), expected[1:, row : row + 1])
 
 
 @pytest.mark.parametrize("inputs", HARD)
@@ -249,7 +249,7 @@ def test_hard_numbers(inputs, format):
     kv = filled_pages(key, value, past, format)
     for have, want in zip(ops.kv_gather(kv, 40, 32), (key, value), strict=True):
         assert torch.equal(have.transpose(1, 2), reference.round_kv(want, format))
-    compare(ops.paged_attention(query, kv, None, 0.2), (query, key, value), past, None, (0.2, 0.0), format)
+    compare(ops.paged_attention(query, kv, 0.2), (query, key, value), past, None, (0.2, 0.0), format)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -257,9 +257,9 @@ def test_a_bad_query_row_stays_alone(bad):
     key, value = tokens_of(2, 60, 1, 32)
     query = torch.randn(2, 20, 4, 32)
     kv = filled_pages(key, value, torch.full((2,), 40), "int8")
-    clean = ops.paged_attention(query, kv, None, 0.2)
+    clean = ops.paged_attention(query, kv, 0.2)
     query[1, 7, 2, 5] = bad
-    got = ops.paged_attention(query, kv, None, 0.2)
+    got = ops.paged_attention(query, kv, 0.2)
     assert got[1, 7, 2].isnan().all()
     got[1, 7, 2] = clean[1, 7, 2]
     assert torch.equal(got, clean)
@@ -270,7 +270,7 @@ def test_scores_of_minus_infinity_are_not_a_masked_row():
     key, value = tokens_of(1, 40, 1, 32)
     query = torch.randn(1, 1, 2, 32)
     query[0, 0, 1, 0] = float("-inf")
-    got = ops.paged_attention(query, filled_pages(key.abs(), value, torch.tensor([39]), "f32"), None, 0.2)
+    got = ops.paged_attention(query, filled_pages(key.abs(), value, torch.tensor([39]), "f32"), 0.2)
     assert got[0, 0, 0].isfinite().all()
     assert got[0, 0, 1].isnan().all()
 
@@ -281,7 +281,7 @@ def test_a_bad_token_of_one_sequence_does_not_reach_another(threads):
     key, value = tokens_of(2, 600, 1, 32)
     value[0, 300] = float("nan")
     query, past = torch.randn(2, 1, 4, 32), torch.full((2,), 599)
-    got = ops.paged_attention(query, filled_pages(key, value, past, "int8"), None, 0.2)
+    got = ops.paged_attention(query, filled_pages(key, value, past, "int8"), 0.2)
     compare(got, (query, key, value), past, None, (0.2, 0.0), "int8")
     assert got[0].isnan().all()
     assert got[1].isfinite().all()
@@ -293,16 +293,16 @@ def test_a_bad_token_is_seen_only_by_who_attends_to_it(bad, format):
     key, value = tokens_of(1, 80, 1, 32)
     query = torch.randn(1, 80, 2, 32)
     past = torch.zeros(1, dtype=torch.int32)
-    clean = ops.paged_attention(query, filled_pages(key, value, past, format), None, 0.2)
+    clean = ops.paged_attention(query, filled_pages(key, value, past, format), 0.2)
     for spoilt in (key, value):
         kept = spoilt[0, 50].clone()
         spoilt[0, 50, 0, 3] = bad
-        got = ops.paged_attention(query, filled_pages(key, value, past, format), None, 0.2)
+        got = ops.paged_attention(query, filled_pages(key, value, past, format), 0.2)
         assert torch.equal(got[:, :50], clean[:, :50])
         assert got[:, 50:].isnan().all()
         hidden = torch.ones(1, 1, 80, 80, dtype=torch.bool).tril()
         hidden[..., 50] = False
-        masked = ops.paged_attention(query, filled_pages(key, value, past, format), hidden, 0.2)
+        masked = ops.paged_attention(query, filled_pages(key, value, past, format), 0.2, ops.ScoreRules(mask=hidden))
         assert masked.isfinite().all()
         spoilt[0, 50] = kept
 
@@ -334,7 +334,7 @@ def test_bytes_of_an_int8_token():
 def test_slim_attention_over_dense_tensors():
     key, value = tokens_of(2, 90, 2, 64)
     query = torch.randn(2, 50, 4, 64)
-    got = ops.slim_attention(query, key, value, None, 0.125, 4.0)
+    got = ops.slim_attention(query, key, value, 0.125, ops.ScoreRules(soft_cap=4.0))
     compare(got, (query, key, value), torch.full((2,), 40), None, (0.125, 4.0), "f32")
 
 
@@ -344,6 +344,6 @@ def test_half_tensors(dtype):
     query = torch.randn(1, 3, 4, 32).to(dtype)
     kv = filled_pages(key, value, torch.tensor([17]), "int8")
     assert torch.equal(kv.pages, filled_pages(key.float(), value.float(), torch.tensor([17]), "int8").pages)
-    got = ops.paged_attention(query, kv, None, 0.2)
+    got = ops.paged_attention(query, kv, 0.2)
     assert got.dtype == dtype
-    assert torch.equal(got, ops.paged_attention(query.float(), kv, None, 0.2).to(dtype))
+    assert torch.equal(got, ops.paged_attention(query.float(), kv, 0.2).to(dtype))

@@ -24,7 +24,9 @@ def query(*shape):
 
 
 def attend(pages, q=None, mask=None, soft_cap=0.0):
-    return attention.paged_attention(query() if q is None else q, pages, mask, 0.2, soft_cap)
+    return attention.paged_attention(
+        query() if q is None else q, pages, 0.2, attention.ScoreRules(mask=mask, soft_cap=soft_cap)
+    )
 
 
 def mlp(hidden=None, gate_up=None, down=None, norm=None, activation="silu"):
@@ -161,7 +163,7 @@ CASES = {
     "past length": (lambda: attend(kv(past_B=torch.zeros(3, dtype=torch.int32))), ValueError, "past"),
     "past dtype": (lambda: attend(kv(past_B=torch.zeros(2))), TypeError, "past"),
     "heads": (lambda: attend(kv(), query(2, 1, 3, 32)), ValueError, "heads"),
-    "mask dtype": (lambda: attend(kv(), mask=torch.zeros(2, 1, 1, 1)), TypeError, "mask"),
+    "mask dtype": (lambda: attend(kv(), mask=torch.zeros(2, 1, 1, 1, dtype=torch.int32)), TypeError, "mask"),
     "mask rank": (lambda: attend(kv(), mask=torch.ones(2, 1, dtype=torch.bool)), ValueError, "mask"),
     "mask too short": (
         lambda: attend(
@@ -180,7 +182,7 @@ CASES = {
     "append too much": (lambda: attention.kv_append(kv(), *[torch.randn(2, 65, 2, 32)] * 2), ValueError, "page_table"),
     "gather too much": (lambda: attention.kv_gather(kv(), 65, 32), ValueError, "length"),
     "slim lengths": (
-        lambda: attention.slim_attention(query(2, 9, 4, 32), *[torch.randn(2, 8, 2, 32)] * 2, None, 0.2),
+        lambda: attention.slim_attention(query(2, 9, 4, 32), *[torch.randn(2, 8, 2, 32)] * 2, 0.2),
         ValueError,
         "key",
     ),
@@ -209,17 +211,17 @@ CASES = {
     "mask batch": (lambda: attend(kv(), mask=torch.ones(3, 1, 1, 9, dtype=torch.bool)), ValueError, "mask"),
     "mask stride": (lambda: attend(kv(), mask=torch.ones(2, 1, 9, 9, dtype=torch.bool)[..., ::2]), ValueError, "mask"),
     "slim head size": (
-        lambda: attention.slim_attention(*[torch.randn(1, 2, 2, 20)] * 3, None, 0.2),
+        lambda: attention.slim_attention(*[torch.randn(1, 2, 2, 20)] * 3, 0.2),
         ValueError,
         "head size",
     ),
     "slim channels": (
-        lambda: attention.slim_attention(query(), *[torch.randn(2, 1, 2, 16)] * 2, None, 0.2),
+        lambda: attention.slim_attention(query(), *[torch.randn(2, 1, 2, 16)] * 2, 0.2),
         ValueError,
         "key",
     ),
     "slim value": (
-        lambda: attention.slim_attention(query(), torch.randn(2, 1, 2, 32), torch.randn(2, 2, 2, 32), None, 0.2),
+        lambda: attention.slim_attention(query(), torch.randn(2, 1, 2, 32), torch.randn(2, 2, 2, 32), 0.2),
         ValueError,
         "value",
     ),
@@ -248,7 +250,7 @@ CASES = {
     "block table": (lambda: attend_block(kv=kv(table_BP=kv().table_BP + 90)), IndexError, "page_table"),
     "block past": (lambda: attend_block(kv=kv(past_B=-torch.ones(2, dtype=torch.int32))), ValueError, "past"),
     "block mask": (lambda: attend_block(mask=torch.ones(2, 1, 1, 0, dtype=torch.bool)), ValueError, "mask"),
-    "block mask dtype": (lambda: attend_block(mask=torch.ones(2, 1, 1, 1)), TypeError, "mask"),
+    "block mask dtype": (lambda: attend_block(mask=torch.ones(2, 1, 1, 1, dtype=torch.int32)), TypeError, "mask"),
     "block soft cap": (lambda: attend_block(soft_cap=-1.0), ValueError, "soft_cap"),
     "norm gradient": (lambda: rowwise.rms_norm(gradient(2, 8), torch.ones(8), 1e-6), NotImplementedError, "x: .*grad"),
     "norm gain gradient": (lambda: rowwise.rms_norm(X, gradient(64), 1e-6), NotImplementedError, "weight: .*grad"),
@@ -265,7 +267,7 @@ CASES = {
     ),
     "query gradient": (lambda: attend(kv(), gradient(2, 1, 4, 32)), NotImplementedError, "query: .*grad"),
     "slim gradient": (
-        lambda: attention.slim_attention(query(), torch.randn(2, 1, 2, 32), gradient(2, 1, 2, 32), None, 0.2),
+        lambda: attention.slim_attention(query(), torch.randn(2, 1, 2, 32), gradient(2, 1, 2, 32), 0.2),
         NotImplementedError,
         "value: .*grad",
     ),
@@ -292,7 +294,7 @@ ELSEWHERE = {
     "append": (lambda meta: attention.kv_append(kv(pages=meta(kv().pages)), *[torch.randn(2, 1, 2, 32)] * 2), "pages"),
     "gather": (lambda meta: attention.kv_gather(kv(table_BP=meta(kv().table_BP)), 40, 32), "page_table"),
     "attention": (lambda meta: attend(kv(), mask=meta(torch.ones(2, 1, 1, 40, dtype=torch.bool))), "mask"),
-    "slim": (lambda meta: attention.slim_attention(query(), *[meta(query())] * 2, None, 0.2), "key"),
+    "slim": (lambda meta: attention.slim_attention(query(), *[meta(query())] * 2, 0.2), "key"),
     "block": (lambda meta: attend_block(hidden=meta(torch.randn(2, 1, 64))), "hidden"),
     "block weight": (lambda meta: attend_block(qkv=[meta(PACKED)]), "qkv"),
     "mlp": (lambda meta: mlp(norm=meta(torch.ones(64))), "input_norm"),

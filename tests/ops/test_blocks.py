@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch_cpullm.ops import block as ops
-from torch_cpullm.ops.attention import KvPages, kv_append, paged_attention
+from torch_cpullm.ops.attention import KvPages, ScoreRules, kv_append, paged_attention
 from torch_cpullm.ops.linear import linear, pack
 from torch_cpullm.ops.rowwise import gated, rms_norm, rope
 from torch_cpullm.reference import block as reference
@@ -109,7 +109,7 @@ def attention_by_parts(hidden, dense, weights, kv, tables, mask=None):
             rms_norm(x, gain, dense.eps, dense.offset) for x, gain in ((q, dense.query_norm_C), (k, dense.key_norm_C))
         )
     kv_append(kv, rope(k, *tables), v)
-    attended = paged_attention(rope(q, *tables), kv, mask, dense.scale, dense.soft_cap)
+    attended = paged_attention(rope(q, *tables), kv, dense.scale, ScoreRules(mask=mask, soft_cap=dense.soft_cap))
     out = linear(attended.flatten(2), weights.output)
     if dense.output_norm_D is not None:
         out = rms_norm(out, dense.output_norm_D, dense.eps, dense.offset)

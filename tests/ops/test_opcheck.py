@@ -36,8 +36,8 @@ def arguments():
         "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
         "kv_append": (pages(), TABLE, PAST, k, k, "int8"),
         "kv_gather": (pages(), TABLE, 5, 2, 32, "int8"),
-        "paged_attention": (q, pages(), TABLE, PAST, None, 2, "int8", 0.2, 0.0),
-        "slim_attention": (q, k, k, None, 0.2, 0.0),
+        "paged_attention": (q, pages(), TABLE, PAST, None, None, None, None, 2, "int8", 0.2, 0.0, 0),
+        "slim_attention": (q, k, k, None, None, None, 0.2, 0.0, 0),
         "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers),
         "mlp_block": (
             torch.randn(2, 2, 64),

@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from torch_cpullm.ops.attention import slim_attention
+from torch_cpullm.ops.attention import ScoreRules, slim_attention
 
 NAME = "torch_cpullm"
 
@@ -40,29 +40,39 @@ def attention_forward(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attend: query [B, H, T, C], key, value [B, G, S, C], mask bool [B, 1, T, S] or None -> ([B, T, H, C], weights).
+    """Attend: query [B, H, T, C], key, value [B, G, S, C], mask [B, 1, T, S] or None -> ([B, T, H, C], weights).
 
-    Weights are None unless output_attentions asks for them. Whatever the kernels do not do runs in transformers' sdpa
-    function, or, where that has no answer either (soft cap, attention weights), in plain torch.
+    The mask is bool, or floats to be added. Weights are None unless output_attentions asks for them. Whatever the
+    kernels do not do runs in transformers' sdpa function, or, where that has no answer either (soft cap, sinks,
+    attention weights), in plain torch.
     """
     _calls.set(_calls.get() + 1)
     soft_cap = kwargs.get("softcap")
+    beyond_sdpa = bool(soft_cap) or kwargs.get("s_aux") is not None
     wants_weights = bool(kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False))
-    if wants_weights or (soft_cap and not _kernels_can(module, query, key, value, attention_mask, kwargs)):
+    if wants_weights or (beyond_sdpa and not _kernels_can(module, query, key, value, attention_mask, kwargs)):
         return _plain_attention(module, query, key, value, attention_mask, **kwargs)
     # One query token over dense keys: sdpa reads them as they are, the kernels would lay them out first.
-    if (query.shape[2] == 1 and not soft_cap) or not _kernels_can(module, query, key, value, attention_mask, kwargs):
+    if (query.shape[2] == 1 and not beyond_sdpa) or not _kernels_can(module, query, key, value, attention_mask, kwargs):
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return out, None
     out_BTHC = slim_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        attention_mask,
         _scale(query, kwargs),
-        float(soft_cap or 0.0),
+        ScoreRules(
+            mask=_as_rule(attention_mask),
+            sinks_H=kwargs.get("s_aux"),
+            soft_cap=float(soft_cap or 0.0),
+        ),
     )
     return out_BTHC, None
+
+
+def _as_rule(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Bool as it is; floats to be added in float32."""
+    return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
 
 def _scale(query: torch.Tensor, kwargs: dict[str, Any]) -> float:
@@ -84,7 +94,7 @@ def _kernels_can(
     kwargs: dict[str, Any],
 ) -> bool:
     channels = query.shape[-1]
-    unknown = any(kwargs.get(name) is not None for name in ("s_aux", "position_bias", "cache"))
+    unknown = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))
     return (
         not unknown
         and not kwargs.get("dropout")
@@ -96,7 +106,7 @@ def _kernels_can(
         and key.shape == value.shape
         and key.shape[2] >= query.shape[2]
         and query.shape[1] % key.shape[1] == 0
-        and (_is_causal(module, kwargs) if mask is None else mask.dtype == torch.bool)
+        and (_is_causal(module, kwargs) if mask is None else mask.dim() == 4)
         and (mask is not None or key.shape[2] == query.shape[2] or query.shape[2] == 1)
     )
 
@@ -123,6 +133,10 @@ def _plain_attention(
         scores_BHTS = scores_BHTS.masked_fill(~mask, float("-inf"))
     elif mask is not None:
         scores_BHTS = scores_BHTS + mask
-    weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=torch.float32).nan_to_num().to(query.dtype)
+    sinks_H = kwargs.get("s_aux")
+    if sinks_H is not None:  # a last column that has no value
+        sinks_BHT1 = sinks_H.to(scores_BHTS.dtype).view(1, -1, 1, 1).expand(*scores_BHTS.shape[:3], 1)
+        scores_BHTS = torch.cat([scores_BHTS, sinks_BHT1], dim=-1)
+    weights_BHTS = torch.softmax(scores_BHTS, dim=-1, dtype=torch.float32).nan_to_num().to(query.dtype)[..., :length]
     dropped = torch.nn.functional.dropout(weights_BHTS, p=kwargs.get("dropout") or 0.0, training=module.training)
     return (dropped @ value_BHSC).transpose(1, 2).contiguous(), weights_BHTS

@@ -54,26 +54,64 @@ def kv_gather(kv: KvPages, length: int, channels: int) -> tuple[torch.Tensor, to
     return gathered
 
 
-def paged_attention(
-    query_BTHC: torch.Tensor, kv: KvPages, mask: torch.Tensor | None, scale: float, soft_cap: float = 0.0
-) -> torch.Tensor:
+@dataclass(frozen=True)
+class ScoreRules:
+    """What changes a score or hides it, besides causality. Whatever is None or 0 is not there.
+
+    Attributes:
+        mask: [B or 1, H or 1, T, S >= past + T]; bool, True attends, or float32, added to the scores (-inf hides). It
+            stands instead of causality. A row that sees nothing gives zeros.
+        tree_BT: int64; bit j of row t shows it query token j, T at most 64; all of the past is seen. It stands instead
+            of causality: the ancestors of each node of a token tree (SpecInfer, arXiv 2305.09781, section 4.2).
+        sinks_H: scores of a token that takes part in the softmax and has no value (gpt-oss).
+        slopes_H: ALiBi (arXiv 2108.12409): slope * (token - own token) is added.
+        window: a row sees that many tokens up to its own.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap), before all else.
+    """
+
+    mask: torch.Tensor | None = None
+    tree_BT: torch.Tensor | None = None
+    sinks_H: torch.Tensor | None = None
+    slopes_H: torch.Tensor | None = None
+    window: int = 0
+    soft_cap: float = 0.0
+
+
+CAUSAL = ScoreRules()
+
+
+def paged_attention(query_BTHC: torch.Tensor, kv: KvPages, scale: float, rules: ScoreRules = CAUSAL) -> torch.Tensor:
     """Attend from T query tokens to the `past + T` cached ones; their own keys and values must be appended already.
 
-    SlimAttention (arXiv 2407.07304, section 2.2): whole score rows, one softmax each. Codes are widened in registers;
-    the key scale multiplies a score, the value scale a probability.
+    SlimAttention (arXiv 2407.07304, section 2.2) up to `slim_tokens()`, FlashAttention (arXiv 2205.14135) beyond, with
+    the same bits. Codes are multiplied as they lie in the pages.
 
     Args:
         query_BTHC: H a multiple of `kv.kv_heads`.
         kv: the pool's layer.
-        mask: bool [B or 1, H or 1, T, S >= past + T], True attends; None is causal. A row with nothing gives zeros.
         scale: multiplies the scores.
-        soft_cap: 0 for none, else scores become soft_cap * tanh(score / soft_cap) before the mask.
+        rules: masks and the like; default: causal.
 
     Returns:
         [B, T, H, C] in the query's dtype.
+
+    Raises:
+        ValueError, TypeError, IndexError: shapes, types or page numbers that do not fit, naming the argument.
     """
     out: torch.Tensor = kernels.paged_attention(
-        query_BTHC, kv.pages, kv.table_BP, kv.past_B, mask, kv.kv_heads, kv.format, scale, soft_cap
+        query_BTHC,
+        kv.pages,
+        kv.table_BP,
+        kv.past_B,
+        rules.mask,
+        rules.tree_BT,
+        rules.sinks_H,
+        rules.slopes_H,
+        kv.kv_heads,
+        kv.format,
+        scale,
+        rules.soft_cap,
+        rules.window,
     )
     return out
 
@@ -82,16 +120,41 @@ def slim_attention(
     query_BTHC: torch.Tensor,
     key_BSGC: torch.Tensor,
     value_BSGC: torch.Tensor,
-    mask: torch.Tensor | None,
     scale: float,
-    soft_cap: float = 0.0,
+    rules: ScoreRules = CAUSAL,
 ) -> torch.Tensor:
-    """SlimAttention over dense keys and values, kept in float32: queries are the last T of the S tokens.
+    """The same over dense keys and values: queries are the last T of the S tokens.
 
-    Arguments as in `paged_attention`. Lays the keys and values out as pages first, which costs one pass over them.
+    Lays the keys and values out as pages first, which costs one pass over them: in bf16 if that is what keys are, else
+    in float32. `rules` without a tree.
     """
-    out: torch.Tensor = kernels.slim_attention(query_BTHC, key_BSGC, value_BSGC, mask, scale, soft_cap)
+    if rules.tree_BT is not None:
+        raise ValueError("rules: slim_attention takes no tree; append to a paged cache, or pass it as a mask")
+    out: torch.Tensor = kernels.slim_attention(
+        query_BTHC,
+        key_BSGC,
+        value_BSGC,
+        rules.mask,
+        rules.sinks_H,
+        rules.slopes_H,
+        scale,
+        rules.soft_cap,
+        rules.window,
+    )
     return out
+
+
+def set_slim_tokens(tokens: int) -> None:
+    """Query tokens up to this place in their sequence go by whole score rows, those behind by running maxima.
+
+    For the whole process; a matter of speed only, measured by `machine.tune`. 0: all by running maxima.
+    """
+    kernels.set_slim_tokens(tokens)
+
+
+def slim_tokens() -> int:
+    """What `set_slim_tokens` set last, else the built-in default."""
+    return int(kernels.slim_tokens())
 
 
 @fake("kv_append")

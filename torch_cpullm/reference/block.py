@@ -60,7 +60,7 @@ def attention_block(
     q, k = rowwise.rope(q, *rope_BTR), rowwise.rope(k, *rope_BTR)
     k, v = attentions.round_kv(k, kv_format), attentions.round_kv(v, kv_format)
     seen = attentions.visible(torch.zeros(batch, dtype=torch.int32), tokens, tokens, mask)
-    out_BTHC = attentions.attention(q, k, v, seen, weights.scale, weights.soft_cap)
+    out_BTHC = attentions.attention(attentions.AttentionInputs(q, k, v, seen, weights.scale, weights.soft_cap))
     out_BTD = _project(out_BTHC.reshape(batch, tokens, -1), weights.o, weight_format)
     if weights.output_norm_D is not None:
         out_BTD = rowwise.rms_norm(out_BTD, weights.output_norm_D, weights.eps, weights.offset)

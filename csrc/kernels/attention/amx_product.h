@@ -10,8 +10,8 @@
 // 4 products for 4 loads, 16 cycles a product and 8 a load. The sums of one tile become floats while the next one is
 // multiplied: stores of registers wait for their products, and 32 vectors of floats fill that time.
 //
-// Depth that is no whole register (heads of 80 channels) meets zeros on the left; the lines behind a page's keys are its
-// values.
+// Depth that is no whole register (heads of 80 channels) meets zeros on the left; the lines behind a page's keys are
+// its values.
 #pragma once
 #include "kernels/attention/product_body.h"
 
@@ -130,9 +130,9 @@ void scores_on_tiles(const kernels::ScoreTask& t, void (*few_rows)(const kernels
     for (int64_t page = pages.begin; page < pages.end; ++page) {
       for (int64_t column = 0; column < kPageTokens; column += kTileColumns)
         tiles.multiply({t.q.data + row * t.q.layout.bytes, t.keys + page,
-                        row == 0 && t.ahead ? t.ahead + page : nullptr, 1,
-                        (t.channels + kTileDepth - 1) / kTileDepth, kNext, column * 4, kTileColumns, t.q.sum + row,
-                        t.factor + row, t.scores + row * t.stride + page * kPageTokens + column, t.stride});
+                        row == 0 && t.ahead ? t.ahead + page : nullptr, 1, (t.channels + kTileDepth - 1) / kTileDepth,
+                        kNext, column * 4, kTileColumns, t.q.sum + row, t.factor + row,
+                        t.scores + row * t.stride + page * kPageTokens + column, t.stride});
     }
   });
 }

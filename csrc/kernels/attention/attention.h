@@ -39,8 +39,8 @@ struct Rows {
   const uint8_t* data;
   RowLayout layout;
   int64_t count;
-  const int32_t* sum;     // int8: of the row's numbers
-  const RowRange* seen;   // absolute tokens; pages that no row of a tile sees are left out
+  const int32_t* sum;    // int8: of the row's numbers
+  const RowRange* seen;  // absolute tokens; pages that no row of a tile sees are left out
 };
 
 // Both products go over `pages` pages of a sequence, of which the first begins at token `first`.
@@ -85,7 +85,8 @@ struct RowScores {
 };
 
 struct AttentionPasses {
-  // Encodes `depth` floats as a row; the result times the encoded numbers gives them back. NaN where x holds NaN or Inf.
+  // Encodes `depth` floats as a row; the result times the encoded numbers gives them back. NaN where x holds NaN or
+  // Inf.
   float (*encode[3])(const float* x, int64_t depth, uint8_t* row, int32_t* sum);
   float (*largest)(const RowScores&);
   // p * value_scale as a row, kChunkTokens deep, zero outside of what the row sees. Returns the sum of p.

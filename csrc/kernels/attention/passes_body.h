@@ -192,14 +192,14 @@ void finish(const float* total, float factor, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += 16) store_f32(out + i, mul(load_f32(total + i), set1_f32(factor)));
 }
 
-const kernels::AttentionPasses kPasses{{encode_f32, encode_bf16, encode_int8},
-                                       largest,
-                                       {weigh<F32Weights, Format::f32>, weigh<Bf16Weights, Format::bf16>,
-                                        weigh<Int8Weights, Format::int8>},
-                                       take_scales,
-                                       largest_scale,
-                                       combine,
-                                       finish};
+const kernels::AttentionPasses kPasses{
+    {encode_f32, encode_bf16, encode_int8},
+    largest,
+    {weigh<F32Weights, Format::f32>, weigh<Bf16Weights, Format::bf16>, weigh<Int8Weights, Format::int8>},
+    take_scales,
+    largest_scale,
+    combine,
+    finish};
 
 }  // namespace
 }  // namespace torch_cpullm

@@ -13,8 +13,8 @@
 namespace torch_cpullm {
 namespace {
 
-using kernels::Rows;
 using kernels::RowRange;
+using kernels::Rows;
 using layout::kLineBytes;
 using layout::kPageTokens;
 

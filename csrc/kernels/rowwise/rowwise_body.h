@@ -210,7 +210,7 @@ void kv_store(const float* key, const float* value, int64_t channels, Format for
                                        CodeEncoder(key, key_absmax, value, value_absmax, channels));
   } else if (format == Format::bf16) {
     kv_store_as<Format::bf16, uint16_t>(key, value, channels, head, slot,
-                                         FloatEncoder<uint16_t (*)(float)>{key_finite, value_finite, one_bf16});
+                                        FloatEncoder<uint16_t (*)(float)>{key_finite, value_finite, one_bf16});
   } else {
     const auto same = [](float x) { return x; };
     kv_store_as<Format::f32, float>(key, value, channels, head, slot,
@@ -241,8 +241,10 @@ inline void kv_fetch_as(const uint8_t* head, int64_t channels, int64_t slot, flo
 void kv_fetch(const uint8_t* head, int64_t channels, Format format, int64_t slot, float* key, float* value) {
   const float key_scale = reinterpret_cast<const float*>(head + layout::key_scale_offset(format, channels))[slot];
   const float value_scale = reinterpret_cast<const float*>(head + layout::value_scale_offset(format, channels))[slot];
-  if (format == Format::int8) return kv_fetch_as<Format::int8, uint8_t>(head, channels, slot, key_scale, value_scale, key, value);
-  if (format == Format::bf16) return kv_fetch_as<Format::bf16, uint16_t>(head, channels, slot, key_scale, value_scale, key, value);
+  if (format == Format::int8)
+    return kv_fetch_as<Format::int8, uint8_t>(head, channels, slot, key_scale, value_scale, key, value);
+  if (format == Format::bf16)
+    return kv_fetch_as<Format::bf16, uint16_t>(head, channels, slot, key_scale, value_scale, key, value);
   kv_fetch_as<Format::f32, float>(head, channels, slot, key_scale, value_scale, key, value);
 }
 

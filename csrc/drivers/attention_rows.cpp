@@ -1,4 +1,4 @@
-#include "drivers/attention_block.h"
+#include "drivers/attention_rows.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,6 +17,9 @@ using layout::kPageTokens;
 constexpr float kLog2E = 1.44269504f;
 // Weights against int8 pages are whole numbers up to 127 * 128 + 127; a little less, for what rounding adds.
 constexpr float kWeightPeak = 16000.0f;
+
+// Masks of floats hide with -inf or with the lowest number of their type.
+constexpr float kHidden = -1e38f;
 
 // 2^k for a whole k; 0 where that would be denormal.
 float power_of_two(float k) { return k < -126.0f ? 0.0f : std::ldexp(1.0f, static_cast<int>(k)); }
@@ -60,8 +63,7 @@ void BlockBuffers::plan(runtime::Carver& carver, const AttentionProblem& problem
   take_sums(carver, rows, channels, total);
 }
 
-AttentionBlockRun::AttentionBlockRun(const AttentionProblem& problem, const BlockRows& block,
-                                     const BlockBuffers& buffers)
+BlockAttention::BlockAttention(const AttentionProblem& problem, const RowBlock& block, const BlockBuffers& buffers)
     : problem_(problem),
       block_(block),
       buffers_(buffers),
@@ -83,16 +85,16 @@ AttentionBlockRun::AttentionBlockRun(const AttentionProblem& problem, const Bloc
   end_ = std::max(end_, first_);
 }
 
-void AttentionBlockRun::find_ranges() {
+void BlockAttention::find_ranges() {
   const int64_t past = problem_.past[block_.b], length = problem_.length(block_.b);
   for (int64_t r = 0; r < rows_; ++r) {
     const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
     const int64_t own = past + token + 1;
     RowRange seen{0, problem_.causal() ? own : length};
-    const int64_t offset = block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride +
-                           token * problem_.mask_token_stride;
+    const int64_t offset =
+        block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride + token * problem_.mask_token_stride;
     if (problem_.mask) seen = trimmed(seen, [&](int64_t t) { return problem_.mask[offset + t] == 0; });
-    if (problem_.bias) seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] == -INFINITY; });
+    if (problem_.bias) seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] < kHidden; });
     if (problem_.tree) {
       const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
       seen = trimmed(seen, [&](int64_t t) { return t >= past && !(bits >> (t - past) & 1); });
@@ -103,7 +105,7 @@ void AttentionBlockRun::find_ranges() {
   }
 }
 
-void AttentionBlockRun::encode_queries() {
+void BlockAttention::encode_queries() {
   const RowLayout layout(problem_.pages.format, channels_);
   const auto encode = passes_.encode[static_cast<int>(problem_.pages.format)];
   const auto query = [&](int64_t r) {
@@ -120,7 +122,7 @@ void AttentionBlockRun::encode_queries() {
   }
 }
 
-void AttentionBlockRun::find_pages() {
+void BlockAttention::find_pages() {
   const auto& pages = problem_.pages;
   const int32_t* table = problem_.page_table + block_.b * problem_.table_stride;
   const int64_t first = first_ * kChunkPages;
@@ -136,16 +138,15 @@ void AttentionBlockRun::find_pages() {
   }
 }
 
-void AttentionBlockRun::load_scales(int64_t chunk) {
+void BlockAttention::load_scales(int64_t chunk) {
   const auto format = problem_.pages.format;
   const int64_t first = (chunk - first_) * kChunkPages;
-  const int64_t used =
-      std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+  const int64_t used = std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
   sound_ = true;
   for (int64_t page = 0; page < used; ++page) {
     // The scales of a head lie side by side, of keys and then of values.
-    const auto* scales = reinterpret_cast<const float*>(buffers_.keys[first + page] +
-                                                        layout::key_scale_offset(format, channels_));
+    const auto* scales =
+        reinterpret_cast<const float*>(buffers_.keys[first + page] + layout::key_scale_offset(format, channels_));
     const uint8_t* next = buffers_.keys[first + page + kChunkPages] + layout::key_scale_offset(format, channels_);
     for (int64_t line = 0; line < 2 * kPageTokens * 4; line += 64) __builtin_prefetch(next + line, 0, 2);
     passes_.take_scales(scales, kPageTokens, buffers_.key_scale + page * kPageTokens);
@@ -159,19 +160,24 @@ void AttentionBlockRun::load_scales(int64_t chunk) {
   }
 }
 
-void AttentionBlockRun::score_chunk(int64_t chunk, float* scores, int64_t stride) {
+void BlockAttention::score_chunk(int64_t chunk, float* scores, int64_t stride) {
   const int64_t first = (chunk - first_) * kChunkPages;
-  const int64_t pages =
-      std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+  const int64_t pages = std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
   const uint8_t* const* ahead =
       block_.method == Method::slim ? buffers_.keys + first + kChunkPages : buffers_.values + first;
-  products_.scores({{buffers_.queries, RowLayout(problem_.pages.format, channels_), rows_, buffers_.query_sum,
-                     buffers_.seen},
-                    buffers_.factor, buffers_.keys + first, ahead, chunk * kChunkTokens, pages, channels_, scores,
-                    stride});
+  products_.scores(
+      {{buffers_.queries, RowLayout(problem_.pages.format, channels_), rows_, buffers_.query_sum, buffers_.seen},
+       buffers_.factor,
+       buffers_.keys + first,
+       ahead,
+       chunk * kChunkTokens,
+       pages,
+       channels_,
+       scores,
+       stride});
 }
 
-kernels::RowScores AttentionBlockRun::row_scores(int64_t row, int64_t chunk, float* scores, int64_t stride) const {
+kernels::RowScores BlockAttention::row_scores(int64_t row, int64_t chunk, float* scores, int64_t stride) const {
   const int64_t first = chunk * kChunkTokens, token = block_.first_token + row / group_;
   const int64_t head = block_.kv_head * group_ + row % group_;
   const int64_t offset = block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride +
@@ -202,9 +208,9 @@ kernels::RowScores AttentionBlockRun::row_scores(int64_t row, int64_t chunk, flo
   return out;
 }
 
-// Weights against int8 pages are rounded to whole numbers: the shift that uses all of their bits. Value scales up to the
-// row's own last token only: what comes later must not change a bit.
-float AttentionBlockRun::shift_for(int64_t row, int64_t chunk, float peak) const {
+// Weights against int8 pages are rounded to whole numbers: the shift that uses all of their bits. Value scales up to
+// the row's own last token only: what comes later must not change a bit.
+float BlockAttention::shift_for(int64_t row, int64_t chunk, float peak) const {
   if (problem_.pages.format != layout::Format::int8) return peak;
   const int64_t end = std::clamp<int64_t>(buffers_.seen[row].end - chunk * kChunkTokens, 0, kChunkTokens);
   const float scale = passes_.largest_scale(buffers_.value_scale, end);
@@ -213,7 +219,7 @@ float AttentionBlockRun::shift_for(int64_t row, int64_t chunk, float peak) const
 }
 
 // From scores to sums: one chunk's weights and their product with the values. Fills in all but the peaks.
-void AttentionBlockRun::sum_chunk(int64_t chunk, float* scores, int64_t stride, const ChunkSums& sums) {
+void BlockAttention::sum_chunk(int64_t chunk, float* scores, int64_t stride, const ChunkSums& sums) {
   const layout::Format format = problem_.pages.format;
   const RowLayout layout(format, kChunkTokens);
   const auto weigh = passes_.weigh[static_cast<int>(format)];
@@ -225,15 +231,19 @@ void AttentionBlockRun::sum_chunk(int64_t chunk, float* scores, int64_t stride, 
                            buffers_.weight_sum + r);
   }
   const int64_t first = (chunk - first_) * kChunkPages;
-  const int64_t pages =
-      std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+  const int64_t pages = std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
   const uint8_t* const* next = block_.method == Method::slim ? buffers_.values : buffers_.keys;
   products_.values({{buffers_.weights, layout, rows_, buffers_.weight_sum, buffers_.seen},
-                    buffers_.values + first, next + first + kChunkPages, chunk * kChunkTokens, pages, channels_,
-                    sums.value, channels_});
+                    buffers_.values + first,
+                    next + first + kChunkPages,
+                    chunk * kChunkTokens,
+                    pages,
+                    channels_,
+                    sums.value,
+                    channels_});
 }
 
-void AttentionBlockRun::clear_total() {
+void BlockAttention::clear_total() {
   const ChunkSums& total = buffers_.total;
   std::memset(total.value, 0, static_cast<size_t>(rows_ * channels_) * sizeof(float));
   std::fill_n(total.weight, rows_, 0.0f);
@@ -241,7 +251,7 @@ void AttentionBlockRun::clear_total() {
 }
 
 // The total's peak is the largest known so far; with the true one known from the start nothing is ever rescaled.
-void AttentionBlockRun::add_to_total(const ChunkSums& part) {
+void BlockAttention::add_to_total(const ChunkSums& part) {
   const ChunkSums& total = buffers_.total;
   for (int64_t r = 0; r < rows_; ++r) {
     if (!std::isfinite(part.peak[r])) {
@@ -257,7 +267,7 @@ void AttentionBlockRun::add_to_total(const ChunkSums& part) {
   }
 }
 
-void AttentionBlockRun::write_rows() {
+void BlockAttention::write_rows() {
   const ChunkSums& total = buffers_.total;
   for (int64_t r = 0; r < rows_; ++r) {
     const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
@@ -274,7 +284,7 @@ void AttentionBlockRun::write_rows() {
   }
 }
 
-void AttentionBlockRun::run_slim() {
+void BlockAttention::run_slim() {
   const int64_t stride = (end_ - first_) * kChunkTokens;
   const ChunkSums &total = buffers_.total, &part = buffers_.part;
   for (int64_t chunk = first_; chunk < end_; ++chunk) {
@@ -297,27 +307,27 @@ void AttentionBlockRun::run_slim() {
   }
 }
 
-void AttentionBlockRun::run_flash() {
+void BlockAttention::run_flash() {
   for (int64_t chunk = first_; chunk < end_; ++chunk) {
     run_chunk(chunk, buffers_.part);
     add_to_total(buffers_.part);
   }
 }
 
-void AttentionBlockRun::run() {
+void BlockAttention::run() {
   clear_total();
   prepare();
   block_.method == Method::slim ? run_slim() : run_flash();
   write_rows();
 }
 
-void AttentionBlockRun::prepare() {
+void BlockAttention::prepare() {
   if (first_ == end_) return;
   encode_queries();
   find_pages();
 }
 
-void AttentionBlockRun::run_chunk(int64_t chunk, const ChunkSums& sums) {
+void BlockAttention::run_chunk(int64_t chunk, const ChunkSums& sums) {
   if (chunk < first_ || chunk >= end_) {
     std::fill_n(sums.peak, rows_, -INFINITY);
     std::fill_n(sums.weight, rows_, 0.0f);
@@ -330,7 +340,7 @@ void AttentionBlockRun::run_chunk(int64_t chunk, const ChunkSums& sums) {
   sum_chunk(chunk, buffers_.scores, kChunkTokens, sums);
 }
 
-void AttentionBlockRun::gather(const ChunkSums& chunks, int64_t rows) {
+void BlockAttention::gather(const ChunkSums& chunks, int64_t rows) {
   clear_total();
   for (int64_t chunk = 0; chunk < block_.end_chunk - block_.first_chunk; ++chunk)
     add_to_total(chunks.at(chunk, rows, channels_));

@@ -9,7 +9,7 @@ namespace torch_cpullm::drivers {
 
 enum class Method : uint8_t { slim, flash };
 
-struct BlockRows {
+struct RowBlock {
   int64_t b, kv_head, first_token, tokens;
   Method method;
   int64_t first_chunk, end_chunk;  // that a row may see
@@ -39,18 +39,18 @@ struct BlockBuffers {
   int32_t *query_sum, *weight_sum;
   float *factor, *scores, *query;
   kernels::RowRange* seen;
-  const uint8_t **keys, **values;  // of the block's pages
+  const uint8_t **keys, **values;          // of the block's pages
   float *key_scale, *value_scale, *sound;  // of a chunk
-  uint8_t* keep;  // the tree's bits of a row, spread
-  float *peaks;   // slim: [chunks][rows]
+  uint8_t* keep;                           // the tree's bits of a row, spread
+  float* peaks;                            // slim: [chunks][rows]
   ChunkSums part, total;
 
   void plan(runtime::Carver& carver, const AttentionProblem& problem, const BlockShape& shape);
 };
 
-class AttentionBlockRun {
+class BlockAttention {
  public:
-  AttentionBlockRun(const AttentionProblem& problem, const BlockRows& block, const BlockBuffers& buffers);
+  BlockAttention(const AttentionProblem& problem, const RowBlock& block, const BlockBuffers& buffers);
 
   // The whole task, results into the problem's out.
   void run();
@@ -76,7 +76,7 @@ class AttentionBlockRun {
   void write_rows();
 
   const AttentionProblem& problem_;
-  const BlockRows& block_;
+  const RowBlock& block_;
   const BlockBuffers& buffers_;
   const kernels::AttentionProducts& products_;
   const kernels::AttentionPasses& passes_;
