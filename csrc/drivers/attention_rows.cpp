@@ -50,7 +50,6 @@ void BlockBuffers::plan(runtime::Carver& carver, const AttentionProblem& problem
   weight_sum = carver.take<int32_t>(rows);
   factor = carver.take<float>(rows);
   scores = carver.take<float>(rows * shape.score_tokens);
-  query = carver.take<float>(channels);
   seen = carver.take<RowRange>(rows);
   keys = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);
   values = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);

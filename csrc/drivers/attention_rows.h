@@ -37,7 +37,7 @@ void take_sums(runtime::Carver& carver, int64_t rows, int64_t channels, ChunkSum
 struct BlockBuffers {
   uint8_t *queries, *weights;
   int32_t *query_sum, *weight_sum;
-  float *factor, *scores, *query;
+  float *factor, *scores;
   kernels::RowRange* seen;
   const uint8_t **keys, **values;          // of the block's pages
   float *key_scale, *value_scale, *sound;  // of a chunk
