@@ -86,17 +86,18 @@ at::Tensor paged_attention(const at::Tensor& query, const at::Tensor& pages, con
   const KvArguments kv = check_kv(pages, page_table, past, batch, tokens, kv_heads, channels, parse_format(format));
   const ScoreArguments scores(mask, tree, sinks, slopes, heads, soft_cap, window);
   drivers::AttentionProblem problem = attention_problem(kv, batch, tokens, heads, scores, scale);
-  const at::Tensor q = as_floats(query);
+  const at::Tensor q = query.contiguous();
   at::Tensor out = at::empty_like(q);
-  if (query.numel() == 0) return out.to(query.scalar_type());
-  problem.q = q.const_data_ptr<float>();
-  problem.out = out.mutable_data_ptr<float>();
+  if (query.numel() == 0) return out;
+  const layout::Element element = element_of(query.scalar_type());
+  problem.q = {q.const_data_ptr(), element};
+  problem.out = {out.mutable_data_ptr(), element};
   problem.q_stride = problem.out_stride = heads * channels;
   drivers::Attention attention(problem, at::get_num_threads());
   runtime::with_scratch(
       [&](runtime::Carver& carver) { attention.plan(carver); },
       [&] { runtime::parallel(at::get_num_threads(), [&](const runtime::Team& team) { attention.run(team); }); });
-  return out.to(query.scalar_type());
+  return out;
 }
 
 at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

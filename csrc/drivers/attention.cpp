@@ -98,7 +98,7 @@ void Attention::plan(runtime::Carver& carver) {
   if (split_) take_sums(carver, first_item_.back() * shape_.rows, problem_.pages.channels, sums_);
 }
 
-void Attention::bind(const float* q, int64_t q_stride, float* out, int64_t out_stride) {
+void Attention::bind(layout::ConstElements q, int64_t q_stride, layout::Elements out, int64_t out_stride) {
   problem_.q = q;
   problem_.q_stride = q_stride;
   problem_.out = out;

@@ -31,7 +31,7 @@ class Attention {
   Attention(const AttentionProblem& problem, int threads);
   void plan(runtime::Carver& carver);
   // For queries and results that themselves live in scratch, and are known only once it is laid out.
-  void bind(const float* q, int64_t q_stride, float* out, int64_t out_stride);
+  void bind(layout::ConstElements q, int64_t q_stride, layout::Elements out, int64_t out_stride);
   // Every member of the team calls this; results are complete after the next barrier of the team.
   void run(const runtime::Team& team);
 

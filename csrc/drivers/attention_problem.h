@@ -7,9 +7,9 @@
 namespace torch_cpullm::drivers {
 
 struct AttentionProblem {
-  const float* q;  // row (b * tokens + t): heads * channels floats, head after head
+  layout::ConstElements q;  // row (b * tokens + t): heads * channels numbers, head after head
   int64_t q_stride;
-  float* out;  // same shape as q
+  layout::Elements out;  // same shape as q
   int64_t out_stride;
   int64_t batch, tokens, heads;
   layout::LayerPages pages;

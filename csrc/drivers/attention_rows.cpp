@@ -109,13 +109,13 @@ void BlockAttention::encode_queries() {
   const auto encode = passes_.encode[static_cast<int>(problem_.pages.format)];
   const auto query = [&](int64_t r) {
     const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
-    return problem_.q + (block_.b * problem_.tokens + token) * problem_.q_stride + head * channels_;
+    return problem_.q.from((block_.b * problem_.tokens + token) * problem_.q_stride + head * channels_);
   };
   // Rows of a sequence are far apart: each is on a page of its own.
   constexpr int64_t kAheadRows = 6;
   for (int64_t r = 0; r < rows_; ++r) {
-    const float* next = query(std::min(r + kAheadRows, rows_ - 1));
-    for (int64_t c = 0; c < channels_; c += 16) __builtin_prefetch(next + c);
+    const layout::ConstElements next = query(std::min(r + kAheadRows, rows_ - 1));
+    for (int64_t c = 0; c < channels_; c += 16) __builtin_prefetch(next.from(c).data);
     buffers_.factor[r] = encode(query(r), channels_, buffers_.queries + r * layout.bytes, buffers_.query_sum + r) *
                          problem_.scale * kLog2E;
   }
@@ -270,7 +270,7 @@ void BlockAttention::write_rows() {
   const ChunkSums& total = buffers_.total;
   for (int64_t r = 0; r < rows_; ++r) {
     const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
-    float* out = problem_.out + (block_.b * problem_.tokens + token) * problem_.out_stride + head * channels_;
+    const int64_t place = (block_.b * problem_.tokens + token) * problem_.out_stride + head * channels_;
     float weight = total.weight[r], before = 1.0f;
     const bool sees = buffers_.seen[r].begin < buffers_.seen[r].end;
     if (weight == 0.0f && sees) weight = NAN;  // all that it sees scores -inf
@@ -279,7 +279,8 @@ void BlockAttention::write_rows() {
       if (total.peak[r] != -INFINITY) before = power_of_two(total.peak[r] - peak);
       weight = weight * before + std::exp2(sink - peak);
     }
-    passes_.finish(total.value + r * channels_, weight == 0.0f ? 0.0f : before / weight, channels_, out);
+    passes_.finish(total.value + r * channels_, weight == 0.0f ? 0.0f : before / weight, channels_,
+                   problem_.out.from(place));
   }
 }
 

@@ -115,7 +115,7 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
         normed = carver.take<float>(threads * model);
         qkv_rows = carver.take<float>(rows * qkv.columns());
         attended = carver.take<float>(rows * heads_width);
-        attention.bind(qkv_rows, qkv.columns(), attended, heads_width);
+        attention.bind(floats(qkv_rows), qkv.columns(), floats(attended), heads_width);
       },
       [&] {
         runtime::parallel(threads, [&](const Team& team) {

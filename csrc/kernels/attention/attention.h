@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "dispatch/kernel.h"
+#include "layout/element.h"
 #include "layout/kv_page.h"
 
 namespace torch_cpullm::kernels {
@@ -85,9 +86,9 @@ struct RowScores {
 };
 
 struct AttentionPasses {
-  // Encodes `depth` floats as a row; the result times the encoded numbers gives them back. NaN where x holds NaN or
+  // Encodes `depth` numbers as a row; the result times the encoded numbers gives them back. NaN where x holds NaN or
   // Inf.
-  float (*encode[3])(const float* x, int64_t depth, uint8_t* row, int32_t* sum);
+  float (*encode[3])(layout::ConstElements x, int64_t depth, uint8_t* row, int32_t* sum);
   float (*largest)(const RowScores&);
   // p * value_scale as a row, kChunkTokens deep, zero outside of what the row sees. Returns the sum of p.
   float (*weigh[3])(const RowScores&, float shift, uint8_t* row, int32_t* sum);
@@ -98,7 +99,7 @@ struct AttentionPasses {
   // total = total * before + part * now
   void (*combine)(float* total, float before, const float* part, float now, int64_t n);
   // out = total * factor
-  void (*finish)(const float* total, float factor, int64_t n, float* out);
+  void (*finish)(const float* total, float factor, int64_t n, layout::Elements out);
 };
 
 const AttentionProducts& attention_products(layout::Format format);

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "isa/math.h"
+#include "isa/tail.h"
 #include "kernels/attention/attention.h"
 
 namespace torch_cpullm {
@@ -30,41 +31,53 @@ inline void store_digits(uint8_t* row, int64_t plane, int64_t i, i32x16 number) 
 }
 
 // The scale of a row: absmax / kQueryPeak; NaN where a number is NaN or Inf.
-inline float query_scale(const float* x, int64_t depth) {
+template <class T>
+inline float query_scale(const T* x, int64_t depth) {
   f32x16 largest = zero_f32(), poison = zero_f32();
   for (int64_t i = 0; i < depth; i += 16) {
-    const f32x16 a = load_f32(x + i);
+    const f32x16 a = load_as_f32(x + i);
     largest = max(abs(a), largest);
     poison = fma(a, zero_f32(), poison);
   }
   return reduce_max(largest) / kQueryPeak + reduce_add(poison);
 }
 
-float encode_f32(const float* x, int64_t depth, uint8_t* row, int32_t*) {
-  std::memset(row, 0, static_cast<size_t>(RowLayout(Format::f32, depth).bytes));
-  std::memcpy(row, x, static_cast<size_t>(depth) * sizeof(float));
+inline void clear_row(Format format, int64_t depth, uint8_t* row) {
+  std::memset(row, 0, static_cast<size_t>(RowLayout(format, depth).bytes));
+}
+
+float encode_f32(layout::ConstElements x, int64_t depth, uint8_t* row, int32_t*) {
+  clear_row(Format::f32, depth, row);
+  with_type(x, [&](const auto* from) {
+    for (int64_t i = 0; i < depth; i += 16) store_f32(reinterpret_cast<float*>(row) + i, load_as_f32(from + i));
+  });
   return 1.0f;
 }
 
-float encode_bf16(const float* x, int64_t depth, uint8_t* row, int32_t*) {
-  std::memset(row, 0, static_cast<size_t>(RowLayout(Format::bf16, depth).bytes));
-  for (int64_t i = 0; i < depth; i += 16) store_bf16(reinterpret_cast<uint16_t*>(row) + i, load_f32(x + i));
+float encode_bf16(layout::ConstElements x, int64_t depth, uint8_t* row, int32_t*) {
+  clear_row(Format::bf16, depth, row);
+  with_type(x, [&](const auto* from) {
+    for (int64_t i = 0; i < depth; i += 16) store_bf16(reinterpret_cast<uint16_t*>(row) + i, load_as_f32(from + i));
+  });
   return 1.0f;
 }
 
-float encode_int8(const float* x, int64_t depth, uint8_t* row, int32_t* sum) {
-  const RowLayout layout(Format::int8, depth);
-  std::memset(row, 0, static_cast<size_t>(layout.bytes));
-  const float scale = query_scale(x, depth);
-  const f32x16 inverse = set1_f32(scale > 1e-37f ? 1.0f / scale : 0.0f), peak = set1_f32(kQueryPeak);
-  i32x16 total = set1_i32(0);
-  for (int64_t i = 0; i < depth; i += 16) {
-    const f32x16 near = max(min(mul(load_f32(x + i), inverse), peak), set1_f32(-kQueryPeak));
-    const i32x16 number = to_i32(near);
-    store_digits(row, layout.plane, i, number);
-    total = add(total, number);
-  }
-  *sum = reduce_add(total);
+float encode_int8(layout::ConstElements x, int64_t depth, uint8_t* row, int32_t* sum) {
+  clear_row(Format::int8, depth, row);
+  const int64_t plane = RowLayout(Format::int8, depth).plane;
+  float scale = 0.0f;
+  with_type(x, [&](const auto* from) {
+    scale = query_scale(from, depth);
+    const f32x16 inverse = set1_f32(scale > 1e-37f ? 1.0f / scale : 0.0f), peak = set1_f32(kQueryPeak);
+    i32x16 total = set1_i32(0);
+    for (int64_t i = 0; i < depth; i += 16) {
+      const f32x16 near = max(min(mul(load_as_f32(from + i), inverse), peak), set1_f32(-kQueryPeak));
+      const i32x16 number = to_i32(near);
+      store_digits(row, plane, i, number);
+      total = add(total, number);
+    }
+    *sum = reduce_add(total);
+  });
   return scale;
 }
 
@@ -188,8 +201,10 @@ void combine(float* total, float before, const float* part, float now, int64_t n
     store_f32(total + i, fma(load_f32(part + i), new_factor, mul(load_f32(total + i), old_factor)));
 }
 
-void finish(const float* total, float factor, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i += 16) store_f32(out + i, mul(load_f32(total + i), set1_f32(factor)));
+void finish(const float* total, float factor, int64_t n, layout::Elements out) {
+  with_type(out, [&](auto* to) {
+    for (int64_t i = 0; i < n; i += 16) WholeVector{}.store(to + i, mul(load_f32(total + i), set1_f32(factor)));
+  });
 }
 
 const kernels::AttentionPasses kPasses{
