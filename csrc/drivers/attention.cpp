@@ -55,7 +55,7 @@ Attention::Attention(const AttentionProblem& problem, int threads) : problem_(pr
 // Blocks of query tokens that share a method: it goes by the token's place in its sequence.
 void Attention::cut() {
   const int64_t channels = problem_.pages.channels, group = problem_.group(), limit = slim_tokens();
-  shape_.score_tokens = kChunkTokens;
+  shape_.score_tokens = score_stride(1);
   for (int64_t b = 0; b < problem_.batch; ++b) {
     const int64_t past = problem_.past[b];
     // One token's chunks are best read as they come, keys and values.
@@ -80,7 +80,7 @@ void Attention::cut() {
       shape_.rows = std::max(shape_.rows, count * group);
       shape_.chunks = std::max(shape_.chunks, chunks);
       if (is_slim) {
-        shape_.score_tokens = std::max(shape_.score_tokens, chunks * kChunkTokens);
+        shape_.score_tokens = std::max(shape_.score_tokens, score_stride(chunks));
         shape_.slim_chunks = std::max(shape_.slim_chunks, chunks);
       }
       for (int64_t head = 0; head < problem_.pages.heads; ++head) {

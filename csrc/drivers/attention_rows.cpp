@@ -285,7 +285,7 @@ void BlockAttention::write_rows() {
 }
 
 void BlockAttention::run_slim() {
-  const int64_t stride = (end_ - first_) * kChunkTokens;
+  const int64_t stride = score_stride(end_ - first_);
   const ChunkSums &total = buffers_.total, &part = buffers_.part;
   for (int64_t chunk = first_; chunk < end_; ++chunk) {
     const int64_t index = chunk - first_;
@@ -334,10 +334,11 @@ void BlockAttention::run_chunk(int64_t chunk, const ChunkSums& sums) {
     return;
   }
   load_scales(chunk);
-  score_chunk(chunk, buffers_.scores, kChunkTokens);
+  constexpr int64_t kStride = score_stride(1);
+  score_chunk(chunk, buffers_.scores, kStride);
   for (int64_t r = 0; r < rows_; ++r)
-    sums.peak[r] = std::ceil(passes_.largest(row_scores(r, chunk, buffers_.scores, kChunkTokens)));
-  sum_chunk(chunk, buffers_.scores, kChunkTokens, sums);
+    sums.peak[r] = std::ceil(passes_.largest(row_scores(r, chunk, buffers_.scores, kStride)));
+  sum_chunk(chunk, buffers_.scores, kStride, sums);
 }
 
 void BlockAttention::gather(const ChunkSums& chunks, int64_t rows) {

@@ -20,6 +20,9 @@ struct BlockShape {
   int64_t rows = 0, chunks = 0, score_tokens = 0, slim_chunks = 0;
 };
 
+// Floats from a row of scores to the next: a line more than the scores, or rows of a tile would meet in few cache sets.
+constexpr int64_t score_stride(int64_t chunks) { return chunks * layout::kChunkTokens + 16; }
+
 // What a chunk leaves behind, per row: sums of p and of p * V, where p = 2^(score - shift).
 struct ChunkSums {
   float* value;  // [rows][channels]
