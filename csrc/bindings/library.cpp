@@ -75,6 +75,8 @@ TORCH_LIBRARY(torch_cpullm, m) {
 
   // What runs: level in use, what is wrong with TORCH_CPULLM_ISA (empty: nothing), CPUID features of the machine,
   // kernels with their counts.
+  // Bytes of working memory the last op of this thread laid out.
+  m.def("scratch_bytes() -> int", torch_cpullm::bindings::scratch_bytes);
   m.def("isa_level() -> str", torch_cpullm::bindings::isa_level);
   m.def("isa_fault() -> str", torch_cpullm::bindings::isa_fault);
   m.def("cpu_features() -> str", torch_cpullm::bindings::cpu_features);

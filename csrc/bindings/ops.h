@@ -61,6 +61,7 @@ double probe_round_trip(int64_t iterations);
 
 // introspect.cpp
 std::string isa_level();
+int64_t scratch_bytes();
 std::string isa_fault();
 std::string cpu_features();
 std::string kernel_report();

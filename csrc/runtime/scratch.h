@@ -39,6 +39,8 @@ class Scratch {
     block_ = nullptr;
     size_ = 0;
   }
+  // Of the last call.
+  size_t used() const { return used_; }
   std::byte* take(size_t bytes) {
     std::byte* start = block_ + used_;
     used_ += (bytes + 63) / 64 * 64;

@@ -1,12 +1,15 @@
 """The page pool: all or nothing, shared until written, and no byte moved that need not."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from torch_cpullm.errors import ConfigError, OutOfPagesError
 from torch_cpullm.kv import LayerSpec, PagedCache, PagePool
+from torch_cpullm.ops import attention as ops
 from torch_cpullm.ops.attention import PAGE_TOKENS
 
 SPEC = LayerSpec(kv_heads=2, channels=32, format="int8")
@@ -145,3 +148,66 @@ def test_memory_is_touched_only_when_written():
     cache = PagedCache([SPEC, SPEC], limit_bytes=4 << 30)
     feed(cache, 1, 10)
     assert process.memory_info().rss - before < 16 << 20
+
+
+def resident_bytes(address):
+    """Of the mapping that holds `address`."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", words[0]):
+            start, end = (int(part, 16) for part in words[0].split("-"))
+            inside = start <= address < end
+        elif inside and words[0] == "Rss:":
+            return int(words[1]) << 10
+    raise AssertionError("the pool lies in no mapping")
+
+
+def test_32k_tokens_take_what_their_codes_and_scales_take():
+    """One sequence of the Llama-3.2-1B shape, two of its layers: within 2 % of the computed size."""
+    spec = LayerSpec(kv_heads=8, channels=64, format="int8")
+    tokens, step = 32768, 2048
+    key, value = torch.randn(2, 1, 8, step, 64).bfloat16()
+    cache = PagedCache([spec, spec])
+    for _ in range(tokens // step):
+        for layer in cache.paged_layers:
+            ops.kv_append(layer.open(1, step), key.transpose(1, 2), value.transpose(1, 2))
+            layer.close(step)
+    computed = 2 * tokens * 8 * 2 * (64 + 4)
+    assert cache.pool.used_pages * cache.pool.page_bytes == computed
+    two_borders = 2 << 21  # huge pages that the pool begins and ends in
+    assert resident_bytes(cache.pool.pages.data_ptr()) <= 1.02 * computed + two_borders
+    assert cache.get_seq_length() == tokens
+
+
+def test_64_sequences_of_mixed_length_take_their_sum():
+    """Caches of their own on one pool: pages for each length, a page of waste at most, and nothing is copied."""
+    pool = PagePool([SPEC, SPEC])
+    lengths = [1 + 37 * i % 300 for i in range(64)]
+    caches = []
+    for length in lengths:
+        caches.append(PagedCache(pool.layers, pool))
+        feed(caches[-1], 1, length)
+    assert pool.used_pages == sum(-(-length // PAGE_TOKENS) for length in lengths)
+    assert pool.copied_pages == 0
+    for cache, length in zip(caches, lengths, strict=True):
+        assert cache.get_seq_length() == length
+
+
+def test_appending_copies_no_page_and_beams_copy_one_each():
+    cache, _ = cache_of(80, 1)
+    feed(cache, 1, 2000)
+    for _ in range(100):
+        feed(cache, 1, 1)
+    alone = cache.pool.used_pages
+    assert cache.pool.copied_pages == 0
+    cache.batch_repeat_interleave(4)
+    feed(cache, 4, 1)
+    assert cache.pool.copied_pages == 3  # the last page, which one beam keeps
+    assert cache.pool.used_pages < 1.1 * alone
+
+
+def test_codes_and_scales_against_bf16():
+    for channels in (128, 256):
+        int8, bf16 = (LayerSpec(8, channels, format).page_bytes for format in ("int8", "bf16"))
+        assert int8 <= 0.52 * (bf16 - 8 * 8 * PAGE_TOKENS)  # bf16 without the scales it does not need

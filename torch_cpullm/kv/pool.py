@@ -1,7 +1,7 @@
-"""Pages of 32 tokens in one reserved range of addresses: allocation, reference counts, copy-on-write.
+"""Pages of 64 tokens in one reserved range of addresses: allocation, reference counts, copy-on-write.
 
     arena   | page 0 | page 1 | page 2 | ...        one mmap of the pool's limit, NORESERVE
-    page    | layer 0 | layer 1 | ...               a page number means the same 32 tokens in every layer
+    page    | layer 0 | layer 1 | ...               a page number means the same 64 tokens in every layer
 
 The range is address space, not memory: the system backs a page when it is first written. So nothing is preallocated
 to a maximum length, growth copies nothing, and every page keeps its address.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,9 @@ class PagePool:
             )
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self._arena = mmap.mmap(-1, self.capacity * self.page_bytes, flags=flags)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # a head's share of a page is read on its own: one small page after another
+            with suppress(OSError):  # a kernel without them
+                self._arena.madvise(mmap.MADV_HUGEPAGE)
         self.pages = torch.frombuffer(self._arena, dtype=torch.uint8).view(self.capacity, self.page_bytes)
         self.layer_pages: list[torch.Tensor] = []
         offset = 0
@@ -83,6 +87,8 @@ class PagePool:
             offset += layer.page_bytes
         self._references: list[int] = []  # of every page handed out so far
         self._free: list[int] = []
+        self.copied_pages = 0
+        """Pages copied on write so far, because someone else holds them too. Appending alone copies none."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -131,9 +137,15 @@ class PagePool:
                 if self._references[page] == 0:
                     self._free.append(page)
 
-    def is_shared(self, page: int) -> bool:
-        """Whether more than one sequence holds `page`, so that writing to it needs a copy first."""
-        return self._references[page] > 1
+    def copy(self, source: int, target: int) -> None:
+        """Copy a page's bytes, all layers."""
+        self.pages[target].copy_(self.pages[source])
+        with self._lock:
+            self.copied_pages += 1
+
+    def holders(self, page: int) -> int:
+        """How many sequences hold `page`; with more than one, writing to it needs a copy first."""
+        return self._references[page]
 
     def __deepcopy__(self, memo: dict[int, object]) -> PagePool:
         """A pool is shared, never copied: its references count who uses what."""

@@ -42,22 +42,29 @@ class PageTable:
         """
         first, needed = start // PAGE_TOKENS, _pages_for(stop)
         missing = [max(0, needed - len(row)) for row in self.rows]
-        shared = [
-            (row, index)
-            for row in self.rows
-            for index in range(first, min(needed, len(row)))
-            if self.pool.is_shared(row[index])
-        ]
+        shared = self._rows_to_copy(first, needed)
         if not shared and not any(missing):
             return
         fresh = iter(self.pool.allocate(len(shared) + sum(missing)))
         for row, index in shared:
             old, row[index] = row[index], next(fresh)
-            self.pool.pages[row[index]].copy_(self.pool.pages[old])
+            self.pool.copy(old, row[index])
             self.pool.release([old])
         for row, count in zip(self.rows, missing, strict=True):
             row.extend(itertools.islice(fresh, count))
         self._changed()
+
+    def _rows_to_copy(self, first: int, needed: int) -> list[tuple[list[int], int]]:
+        """Rows, and where in them, whose page someone else holds too. The last holder of a page keeps it."""
+        copies: list[tuple[list[int], int]] = []
+        taken: dict[int, int] = {}
+        for row in self.rows:
+            for index in range(first, min(needed, len(row))):
+                page = row[index]
+                if taken.get(page, 0) < self.pool.holders(page) - 1:
+                    taken[page] = taken.get(page, 0) + 1
+                    copies.append((row, index))
+        return copies
 
     def _changed(self) -> None:
         width = max((len(row) for row in self.rows), default=0)

@@ -34,3 +34,8 @@ def kernel_report() -> tuple[KernelReport, ...]:
         KernelReport(name, isa, int(calls), tuple(word for word in missing.split(",") if word))
         for name, isa, calls, missing in rows
     )
+
+
+def scratch_bytes() -> int:
+    """Bytes of working memory that this thread's last op laid out; kept between calls up to 128 MiB."""
+    return int(kernels.scratch_bytes())
