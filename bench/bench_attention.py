@@ -4,8 +4,8 @@
     python -m bench.bench_attention --decode    one and several query rows over a cached past (about 4 minutes)
 
 Writes bench/results/attention-LEVEL.json and docs/attention-LEVEL.png, or attention-decode-LEVEL.json, LEVEL being the
-instruction set. Every figure is a median of ratios taken inside units (interleave.py). Queries and results are bf16; our
-keys and values lie in pages, int8 or bf16; in decoding those of as many layers as no cache holds.
+instruction set. Every figure is a median of ratios taken inside units (interleave.py). Queries and results are bf16;
+our keys and values lie in pages, int8 or bf16; in decoding those of as many layers as no cache holds.
 """
 
 from __future__ import annotations

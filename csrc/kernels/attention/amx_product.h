@@ -1,28 +1,24 @@
-// Rows against lines of int8 codes on AMX. Included by attention_amx.cpp inside its target region.
+// Rows against lines on AMX. Included by attention_amx.cpp inside its target region.
 //
-// Registers, for one tile of 16 rows and two of 16 columns:
+// Registers, for one tile of 16 rows:
 //
-//                      columns c  c + 16
-//                          [6]     [7]        16 lines of depth: 64 of it
-//   high bytes   [4]        0       1
-//   low bytes    [5]        2       3         64 bytes of 16 rows
+//   int8   columns c  c+16               bf16   columns c  c+16  c+32  c+48
+//               [6]   [7]                            [5]    [6]    [7]   [5]     16 lines of depth
+//   high  [4]    0     1                       [4]    0      1      2     3
+//   low   [5]    2     3                                                       64 bytes of 16 rows
 //
-// 4 products for 4 loads, 16 cycles a product and 8 a load. The sums of one tile become floats while the next one is
-// multiplied: stores of registers wait for their products, and 32 vectors of floats fill that time.
+// 4 products for 4 or 5 loads, 16 cycles a product and 8 a load. The sums of one tile become floats while the next one
+// is multiplied: stores of registers wait for their products, and the vectors of floats fill that time.
 //
 // Depth that is no whole register (heads of 80 channels) meets zeros on the left; the lines behind a page's keys are
-// its values.
+// its values, finite numbers.
 #pragma once
 #include "kernels/attention/product_body.h"
 
 namespace torch_cpullm {
 namespace {
 
-constexpr int64_t kTileLines = 16, kTileDepth = 64, kTileColumns = 32;
-// Fewer rows go by vectors, with the same bits: measured, see README.md.
-constexpr int64_t kAmxAttentionFrom = 7;
-// A register of 64 channels would reach beyond a head of 16.
-constexpr int64_t kFewestTileChannels = 32;
+constexpr int64_t kTileLines = 16;
 
 // A tile's place: rows on the left, lines of pages, floats that come out.
 struct TilePlace {
@@ -31,72 +27,125 @@ struct TilePlace {
   const uint8_t* const* ahead;
   int64_t count, steps;
   int64_t next, offset;  // bytes from a line of depth to the following; of the columns in it
-  int64_t columns;       // 16 or 32
+  int64_t columns;       // a multiple of 16
   const int32_t* row_sum;
   const float* factor;
   float* out;
   int64_t stride;
 };
 
-class Int8Tiles {
+template <int64_t kColumns>
+inline void fetch_lines(const uint8_t* lines, int64_t next) {
+  for (int64_t line = 0; line < kTileLines; ++line) {
+#pragma GCC unroll 4
+    for (int64_t column = 0; column < kColumns; column += 16)
+      __builtin_prefetch(lines + line * next + column * 4, 0, 2);
+  }
+}
+
+struct Int8Tiles {
+  static constexpr int64_t kColumns = 32, kDepth = 4;  // kDepth: of a line
+  static constexpr int64_t kFewestChannels = 32;       // the lines of 64 would reach beyond a head of 16
+  alignas(64) int32_t high[kTileRows][kColumns], low[kTileRows][kColumns];
+
+  static void shapes(TileShapes& shapes, int64_t rows) {
+    for (int tile = 0; tile < 6; ++tile) shapes.set(tile, rows, kLineBytes);
+    for (int tile = 6; tile < 8; ++tile) shapes.set(tile, kTileLines, kLineBytes);
+  }
+  static void step(const uint8_t* lines, const TilePlace& t, const uint8_t* left, const kernels::RowLayout& layout) {
+    tile_load<6>(lines, t.next);
+    tile_load<4>(left, layout.bytes);
+    tile_dot_s8_u8<0, 4, 6>();
+    tile_load<7>(lines + (t.columns > 16 ? kLineBytes : 0), t.next);
+    tile_dot_s8_u8<1, 4, 7>();
+    tile_load<5>(left + layout.plane, layout.bytes);
+    tile_dot_s8_u8<2, 5, 6>();
+    tile_dot_s8_u8<3, 5, 7>();
+  }
+  void store() {
+    tile_store<0>(high[0], sizeof high[0]);
+    tile_store<1>(high[0] + 16, sizeof high[0]);
+    tile_store<2>(low[0], sizeof low[0]);
+    tile_store<3>(low[0] + 16, sizeof low[0]);
+  }
+  f32x16 value(const TilePlace& t, int64_t row, int64_t column) const {
+    const i32x16 sum = add(shift_left(load_i32(high[row] + column), 7), load_i32(low[row] + column));
+    return to_f32(add(sum, shift_left(set1_i32(-t.row_sum[row]), 7)));
+  }
+};
+
+struct Bf16Tiles {
+  static constexpr int64_t kColumns = 64, kDepth = 2;
+  alignas(64) float sum[kTileRows][kColumns];
+
+  static void shapes(TileShapes& shapes, int64_t rows) {
+    for (int tile = 0; tile < 5; ++tile) shapes.set(tile, rows, kLineBytes);
+    for (int tile = 5; tile < 8; ++tile) shapes.set(tile, kTileLines, kLineBytes);
+  }
+  static void step(const uint8_t* lines, const TilePlace& t, const uint8_t* left, const kernels::RowLayout& layout) {
+    tile_load<4>(left, layout.bytes);
+    tile_load<5>(lines, t.next);
+    tile_dot_bf16<0, 4, 5>();
+    if (t.columns > 16) {
+      tile_load<6>(lines + kLineBytes, t.next);
+      tile_dot_bf16<1, 4, 6>();
+    }
+    if (t.columns > 32) {
+      tile_load<7>(lines + 2 * kLineBytes, t.next);
+      tile_dot_bf16<2, 4, 7>();
+    }
+    if (t.columns > 48) {
+      tile_load<5>(lines + 3 * kLineBytes, t.next);
+      tile_dot_bf16<3, 4, 5>();
+    }
+  }
+  void store() {
+    tile_store<0>(sum[0], sizeof sum[0]);
+    tile_store<1>(sum[0] + 16, sizeof sum[0]);
+    tile_store<2>(sum[0] + 32, sizeof sum[0]);
+    tile_store<3>(sum[0] + 48, sizeof sum[0]);
+  }
+  f32x16 value(const TilePlace&, int64_t row, int64_t column) const { return load_f32(sum[row] + column); }
+};
+
+// Tiles of `rows` rows, one after the other; the last one's floats come with the destructor.
+template <class Sums>
+class RowTiles {
  public:
-  Int8Tiles(const Rows& a, int64_t rows) : layout_(a.layout), rows_(rows), scope_(shapes(rows)) {}
-  ~Int8Tiles() { finish(); }
+  RowTiles(const kernels::RowLayout& layout, int64_t rows) : layout_(layout), rows_(rows), scope_(shapes(rows)) {}
+  ~RowTiles() { finish(); }
+  RowTiles(const RowTiles&) = delete;
+  RowTiles& operator=(const RowTiles&) = delete;
 
   void multiply(const TilePlace& t) {
     tile_zero<0>();
     tile_zero<1>();
     tile_zero<2>();
     tile_zero<3>();
-    const int64_t second = t.columns == kTileColumns ? kLineBytes : 0;
     const uint8_t* left = t.left;
     for (int64_t block = 0; block < t.count; ++block) {
-      const uint8_t* lines = t.blocks[block] + t.offset;
-      for (int64_t step = 0; step < t.steps; ++step, lines += kTileLines * t.next, left += kTileDepth) {
-        if (t.ahead) fetch(t.ahead[block] + t.offset + step * kTileLines * t.next, t.next);
-        tile_load<6>(lines, t.next);
-        tile_load<4>(left, layout_.bytes);
-        tile_dot_s8_u8<0, 4, 6>();
-        tile_load<7>(lines + second, t.next);
-        tile_dot_s8_u8<1, 4, 7>();
-        tile_load<5>(left + layout_.plane, layout_.bytes);
-        tile_dot_s8_u8<2, 5, 6>();
-        tile_dot_s8_u8<3, 5, 7>();
+      for (int64_t step = 0; step < t.steps; ++step, left += kLineBytes) {
+        const int64_t place = t.offset + step * kTileLines * t.next;
+        if (t.ahead) fetch_lines<Sums::kColumns>(t.ahead[block] + place, t.next);
+        Sums::step(t.blocks[block] + place, t, left, layout_);
       }
     }
     finish();
-    constexpr int64_t kRow = kTileColumns * sizeof(int32_t);
-    tile_store<0>(high_[0], kRow);
-    tile_store<1>(high_[0] + 16, kRow);
-    tile_store<2>(low_[0], kRow);
-    tile_store<3>(low_[0] + 16, kRow);
+    sums_.store();
     waiting_ = t;
   }
 
  private:
   static TileShapes shapes(int64_t rows) {
     TileShapes shapes;
-    for (int tile = 0; tile < 6; ++tile) shapes.set(tile, rows, kLineBytes);
-    shapes.set(6, kTileLines, kLineBytes);
-    shapes.set(7, kTileLines, kLineBytes);
+    Sums::shapes(shapes, rows);
     return shapes;
   }
-  static void fetch(const uint8_t* lines, int64_t next) {
-#pragma GCC unroll 16
-    for (int64_t line = 0; line < kTileLines; ++line) {
-      __builtin_prefetch(lines + line * next, 0, 2);
-      __builtin_prefetch(lines + line * next + kLineBytes, 0, 2);
-    }
-  }
   void finish() {
-    if (waiting_.columns == 0) return;
-    for (int64_t r = 0; r < rows_; ++r) {
-      const i32x16 excess = shift_left(set1_i32(-waiting_.row_sum[r]), 7);
+    for (int64_t r = 0; waiting_.columns != 0 && r < rows_; ++r) {
       const f32x16 scale = set1_f32(waiting_.factor ? waiting_.factor[r] : 1.0f);
-      for (int64_t v = 0; v < waiting_.columns; v += 16) {
-        const i32x16 sum = add(add(shift_left(load_i32(high_[r] + v), 7), load_i32(low_[r] + v)), excess);
-        store_f32(waiting_.out + r * waiting_.stride + v, mul(to_f32(sum), scale));
-      }
+      for (int64_t column = 0; column < waiting_.columns; column += 16)
+        store_f32(waiting_.out + r * waiting_.stride + column, mul(sums_.value(waiting_, r, column), scale));
     }
     waiting_.columns = 0;
   }
@@ -104,47 +153,49 @@ class Int8Tiles {
   kernels::RowLayout layout_;
   int64_t rows_;
   TileScope scope_;
-  TilePlace waiting_{};  // whose sums lie in high_ and low_
-  alignas(64) int32_t high_[kTileRows][kTileColumns], low_[kTileRows][kTileColumns];
+  TilePlace waiting_{};  // whose sums lie in sums_
+  Sums sums_;
 };
 
 // body(tiles, row, rows) for whole tiles of rows, then for what is left.
-template <class Body>
+template <class Sums, class Body>
 inline void for_row_tiles(const Rows& a, const Body& body) {
   const int64_t whole = a.count / kTileRows * kTileRows;
   if (whole > 0) {
-    Int8Tiles tiles(a, kTileRows);
+    RowTiles<Sums> tiles(a.layout, kTileRows);
     for (int64_t row = 0; row < whole; row += kTileRows) body(tiles, row, kTileRows);
   }
   if (whole < a.count) {
-    Int8Tiles tiles(a, a.count - whole);
+    RowTiles<Sums> tiles(a.layout, a.count - whole);
     body(tiles, whole, a.count - whole);
   }
 }
 
-void scores_on_tiles(const kernels::ScoreTask& t, void (*few_rows)(const kernels::ScoreTask&)) {
-  if (t.q.count < kAmxAttentionFrom || t.channels < kFewestTileChannels) return few_rows(t);
-  constexpr int64_t kNext = kPageTokens / 16 * kLineBytes;
-  for_row_tiles(t.q, [&](Int8Tiles& tiles, int64_t row, int64_t rows) {
+template <class Sums>
+void scores_on_tiles(const kernels::ScoreTask& t) {
+  constexpr int64_t kDepth = kTileLines * Sums::kDepth;  // of a register
+  for_row_tiles<Sums>(t.q, [&](RowTiles<Sums>& tiles, int64_t row, int64_t rows) {
     const RowRange pages = seen_pages(t.q, row, rows, t.first, t.pages);
     for (int64_t page = pages.begin; page < pages.end; ++page) {
-      for (int64_t column = 0; column < kPageTokens; column += kTileColumns)
-        tiles.multiply({t.q.data + row * t.q.layout.bytes, t.keys + page,
-                        row == 0 && t.ahead ? t.ahead + page : nullptr, 1, (t.channels + kTileDepth - 1) / kTileDepth,
-                        kNext, column * 4, kTileColumns, t.q.sum + row, t.factor + row,
+      const uint8_t* const* ahead = row == 0 && t.ahead ? t.ahead + page : nullptr;
+      for (int64_t column = 0; column < kPageTokens; column += Sums::kColumns)
+        tiles.multiply({t.q.data + row * t.q.layout.bytes, t.keys + page, ahead, 1, (t.channels + kDepth - 1) / kDepth,
+                        kPageTokens / 16 * kLineBytes, column * 4, Sums::kColumns, t.q.sum + row, t.factor + row,
                         t.scores + row * t.stride + page * kPageTokens + column, t.stride});
     }
   });
 }
 
-void values_on_tiles(const kernels::ValueTask& t, void (*few_rows)(const kernels::ValueTask&)) {
-  if (t.p.count < kAmxAttentionFrom || t.channels < kFewestTileChannels) return few_rows(t);
-  for_row_tiles(t.p, [&](Int8Tiles& tiles, int64_t row, int64_t rows) {
+template <class Sums>
+void values_on_tiles(const kernels::ValueTask& t) {
+  constexpr int64_t kSteps = kPageTokens / Sums::kDepth / kTileLines;  // registers of depth in a page
+  for_row_tiles<Sums>(t.p, [&](RowTiles<Sums>& tiles, int64_t row, int64_t rows) {
     const RowRange pages = seen_pages(t.p, row, rows, t.first, t.pages);
-    for (int64_t column = 0; column < t.channels; column += kTileColumns)
-      tiles.multiply({t.p.data + row * t.p.layout.bytes + pages.begin * kPageTokens, t.values + pages.begin,
-                      row == 0 && t.ahead ? t.ahead + pages.begin : nullptr, pages.end - pages.begin, 1,
-                      t.channels / 16 * kLineBytes, column * 4, std::min(kTileColumns, t.channels - column),
+    const uint8_t* left = t.p.data + row * t.p.layout.bytes + pages.begin * kSteps * kLineBytes;
+    const uint8_t* const* ahead = row == 0 && t.ahead ? t.ahead + pages.begin : nullptr;
+    for (int64_t column = 0; column < t.channels; column += Sums::kColumns)
+      tiles.multiply({left, t.values + pages.begin, ahead, pages.end - pages.begin, kSteps,
+                      t.channels / 16 * kLineBytes, column * 4, std::min(Sums::kColumns, t.channels - column),
                       t.p.sum + row, nullptr, t.out + row * t.stride + column, t.stride});
   });
 }

@@ -16,6 +16,7 @@ Products f32_table[] = {
     {"attention_f32__1x32__scalar", "scalar", 0, &scalar::attention_f32},
 };
 Products bf16_table[] = {
+    {"attention_bf16__16x64__amx", "amx", dispatch::kAmxSet, &amx::attention_bf16},
     {"attention_bf16__12x32__avx512bf16", "avx512", kBf16, &avx512bf16::attention_bf16},
     {"attention_bf16__12x32__avx512", "avx512", kAvx512Set, &avx512::attention_bf16},
     {"attention_bf16__2x32__avx2", "avx2", kAvx2Set, &avx2::attention_bf16},

@@ -4,10 +4,23 @@
 #include "kernels/attention/amx_product.h"
 
 namespace torch_cpullm::kernels::amx {
+namespace {
 
-const AttentionProducts attention_int8{
-    [](const ScoreTask& t) { scores_on_tiles(t, avx512vnni::attention_int8.scores); },
-    [](const ValueTask& t) { values_on_tiles(t, avx512vnni::attention_int8.values); }};
+// Fewer rows go by vectors, with the same bits: the sums are whole numbers.
+constexpr int64_t kFewestRows = 7;
+bool fits(int64_t rows, int64_t channels) { return rows >= kFewestRows && channels >= Int8Tiles::kFewestChannels; }
+
+void scores_int8(const ScoreTask& t) {
+  fits(t.q.count, t.channels) ? scores_on_tiles<Int8Tiles>(t) : avx512vnni::attention_int8.scores(t);
+}
+void values_int8(const ValueTask& t) {
+  fits(t.p.count, t.channels) ? values_on_tiles<Int8Tiles>(t) : avx512vnni::attention_int8.values(t);
+}
+
+}  // namespace
+
+const AttentionProducts attention_bf16{scores_on_tiles<Bf16Tiles>, values_on_tiles<Bf16Tiles>};
+const AttentionProducts attention_int8{scores_int8, values_int8};
 
 }  // namespace torch_cpullm::kernels::amx
 
