@@ -54,8 +54,8 @@ sanitize: $(VENV)/.dev  ## the test suite under AddressSanitizer and UndefinedBe
 	  $(VENV)/bin/pytest -o pythonpath=build/sanitize/lib --capture=sys $(SANITIZED_TESTS)
 
 CASES ?= 100000
-fuzz: SANITIZED_TESTS = tests/ops/test_fuzz.py -s --fuzz-cases $(CASES)
-fuzz: sanitize  ## CASES=100000 random linear layers under the sanitizers (about 20 minutes)
+fuzz: SANITIZED_TESTS = tests/ops/test_fuzz.py tests/ops/test_fuzz_attention.py -s --fuzz-cases $(CASES)
+fuzz: sanitize  ## CASES=100000 random linear layers, and as many attentions, under the sanitizers (about 40 minutes)
 
 # ninja is asked every time; it answers in 0.2 s when nothing changed.
 build: $(VENV)/.runtime

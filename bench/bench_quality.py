@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +20,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.functional import linear, log_softmax
+from torch.nn.functional import linear
 
 import torch_cpullm
+from bench.judge import Judge
 from torch_cpullm.demo.bundled import encode as encode_text
 from torch_cpullm.demo.bundled import held_out_text, load_bundled
 from torch_cpullm.demo.corpus import excerpt, read_stdlib
@@ -33,7 +33,6 @@ from torch_cpullm.testing.outliers import plant_outliers
 
 ROOT = Path(__file__).parent.parent
 CALIBRATION_BYTES = 400_000  # cut down to 32 windows of 512 tokens
-BATCH = 6
 INT4: dict[str, Any] = {"weights": "int4"}
 FORMATS: dict[str, dict[str, Any]] = {
     "bf16": {"weights": "bf16"},
@@ -74,29 +73,6 @@ def per_tensor(model: Any) -> Any:
         if type(module) is nn.Linear:
             module.__class__ = PerTensor
     return model
-
-
-class Judge:
-    """Perplexity and KL divergence (nats a token) from a float32 model, over fixed windows."""
-
-    def __init__(self, model: Any, windows_NT: torch.Tensor) -> None:
-        self._windows = windows_NT.split(BATCH)
-        self._truth = [self._log_probabilities(model, window_BT).half() for window_BT in self._windows]
-
-    @staticmethod
-    @torch.inference_mode()
-    def _log_probabilities(model: Any, window_BT: torch.Tensor) -> torch.Tensor:
-        return log_softmax(model(input_ids=window_BT, use_cache=False).logits[:, :-1].float(), dim=-1)
-
-    def score(self, model: Any) -> tuple[float, float]:
-        """Return (perplexity, KL)."""
-        loss, divergence, count = 0.0, 0.0, 0
-        for window_BT, truth_BTV in zip(self._windows, self._truth, strict=True):
-            found_BTV = self._log_probabilities(model, window_BT)
-            loss -= float(found_BTV.gather(-1, window_BT[:, 1:, None]).sum())
-            divergence += float((truth_BTV.float().exp() * (truth_BTV.float() - found_BTV)).sum())
-            count += found_BTV.shape[0] * found_BTV.shape[1]
-        return math.exp(loss / count), divergence / count
 
 
 def main(

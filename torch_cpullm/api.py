@@ -17,6 +17,7 @@ from torch import nn
 from torch_cpullm.config import Activations, Attention, Config, Embeddings, KvCache, Weights
 from torch_cpullm.detect import detect
 from torch_cpullm.errors import UnsupportedModelError
+from torch_cpullm.machine import apply_tuning
 from torch_cpullm.modules.progress import packing_progress
 from torch_cpullm.modules.swap import state_of, swap, unswap
 from torch_cpullm.modules.texts import calibration_windows
@@ -91,6 +92,7 @@ def optimize(  # noqa: PLR0913  (every choice of Config by its name)
         if state.plan.config == config:
             return model
         restore(model)
+    apply_tuning()
     plan = make_plan(detect(model), config)
     with packing_progress(sum(linear.format is not None for linear in plan.linears), config.calibrated) as progress:
         swap(model, plan, progress, windows_NT)

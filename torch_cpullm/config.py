@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, get_args
 
 from torch_cpullm.errors import ConfigError
@@ -92,9 +93,27 @@ def kv_limit_bytes() -> int | None:
     Raises:
         ConfigError: the variable is not a positive whole number.
     """
-    text = os.environ.get("TORCH_CPULLM_KV_LIMIT")
+    return _whole_number("TORCH_CPULLM_KV_LIMIT", 1, "a positive number of bytes")
+
+
+def slim_tokens() -> int | None:
+    """Tokens up to which attention goes by whole score rows, from TORCH_CPULLM_SLIM_TOKENS; None when it is not set.
+
+    Raises:
+        ConfigError: the variable is not a whole number.
+    """
+    return _whole_number("TORCH_CPULLM_SLIM_TOKENS", 0, "a number of tokens, 0 for never")
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept: torch_cpullm in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_cpullm"
+
+
+def _whole_number(name: str, least: int, what: str) -> int | None:
+    text = os.environ.get(name)
     if not text:
         return None
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(f"TORCH_CPULLM_KV_LIMIT: expected a positive number of bytes, got {text!r}")
+    if not text.isdigit() or int(text) < least:
+        raise ConfigError(f"{name}: expected {what}, got {text!r}")
     return int(text)

@@ -23,6 +23,7 @@ constexpr float kLog2E = 1.44269504f;
 // Numbers of a row against int8: 128 * high + low with 0 <= low < 128. Queries use both signs and must keep high above
 // -128, whose negation AVX2 needs.
 constexpr float kQueryPeak = 127.0f * 128.0f;
+constexpr float kWeightPeak = 127.0f * 128.0f + 127.0f;
 constexpr int kLowBits = 7, kLowMask = 127;
 
 inline void store_digits(uint8_t* row, int64_t plane, int64_t i, i32x16 number) {
@@ -148,7 +149,8 @@ struct Int8Weights {
   i32x16 total = set1_i32(0);
   explicit Int8Weights(uint8_t* to) : row(to) {}
   void put(int64_t i, f32x16 p, const float* value_scale) {
-    const i32x16 number = to_i32(mul(p, load_f32(value_scale + i)));
+    const i32x16 number =
+        to_i32(min(mul(p, load_f32(value_scale + i)), set1_f32(kWeightPeak)));  // NaN becomes the peak
     store_digits(row, kChunkTokens, i, number);
     total = add(total, number);
   }
