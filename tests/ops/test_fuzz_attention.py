@@ -82,7 +82,7 @@ def one_row(rules, b, t):
 
 
 def same_bits(x, y):
-    """Equal, NaN as well. What is smaller than 1e-24 is left of weights 2^-80 times the largest (attention/README.md)."""
+    """Equal, NaN as well. Below 1e-24 is what weights 2^-80 times the largest leave (kernels/attention/README.md)."""
     x, y = (z.float().masked_fill(z.abs().float() < 1e-24, 0.0) for z in (x, y))
     return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 

@@ -43,7 +43,7 @@ def tune() -> int:
 
 
 def apply_tuning() -> None:
-    """Use TORCH_CPULLM_SLIM_TOKENS, else what `tune` has kept for this CPU, level and number of threads, else nothing."""
+    """Use TORCH_CPULLM_SLIM_TOKENS, else what `tune` has kept for this CPU, level and thread count, if anything."""
     forced = config.slim_tokens()
     chosen = _recorded().get(_key()) if forced is None else forced
     if chosen is not None:

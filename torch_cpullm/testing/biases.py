@@ -12,10 +12,11 @@ CHANNELS = 3
 
 
 @torch.no_grad()
-def plant_key_biases(model: Any, ids_BT: torch.Tensor) -> Any:
+def plant_key_biases(model: Any, ids_BT: torch.Tensor, slow: bool) -> Any:
     """Add to `CHANNELS` channels of each KV head's keys 30 times their standard deviation on `ids_BT`, in place.
 
     Before the rotation by position, where Qwen2 has its bias: behind it a biased pair of channels turns with the token.
+    `slow`: channels that turn least, as in models that were trained with a bias; else any, which no longer speaks well.
     """
     generator = torch.Generator().manual_seed(5)
     deviations: dict[str, torch.Tensor] = {}
@@ -34,7 +35,8 @@ def plant_key_biases(model: Any, ids_BT: torch.Tensor) -> Any:
         projection = model.get_submodule(name)
         bias_N = torch.zeros_like(sigma_N)
         for head in range(len(sigma_N) // channels):
-            chosen = head * channels + torch.randperm(channels, generator=generator)[:CHANNELS]
+            drawn = torch.randperm(channels // 8 if slow else channels, generator=generator)[:CHANNELS]
+            chosen = head * channels + (channels // 2 - 1 - drawn if slow else drawn)
             sign = torch.randint(0, 2, (CHANNELS,), generator=generator) * 2 - 1
             bias_N[chosen] = SIGMAS * sign * sigma_N[chosen]
         projection.bias = nn.Parameter(bias_N.to(projection.weight.dtype))
