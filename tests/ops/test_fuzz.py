@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torch_cpullm.ops import linear as ops
 from torch_cpullm.testing.formats import FORMATS
+from torch_cpullm.testing.fuzz import fuzz
 from torch_cpullm.testing.guard import guarded
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -75,23 +75,4 @@ def run(problem):
 
 
 def test_fuzz(request):
-    cases = request.config.getoption("--fuzz-cases")
-    checks = settings(
-        max_examples=cases,
-        deadline=None,
-        database=None,
-        derandomize=cases <= 1000,
-        suppress_health_check=list(HealthCheck),
-    )
-    count = 0
-
-    @checks
-    @given(problems())
-    def one(problem):
-        nonlocal count
-        count += 1
-        run(problem)
-
-    one()
-    print(f"\n{count} cases, no finding")  # noqa: T201  (what a run of `make fuzz` is for)
-    assert count >= cases
+    fuzz(problems(), run, request.config.getoption("--fuzz-cases"))

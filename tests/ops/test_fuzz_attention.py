@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from torch_cpullm.ops import attention as ops
 from torch_cpullm.ops.attention import ScoreRules
+from torch_cpullm.testing.fuzz import fuzz
 from torch_cpullm.testing.guard import guarded
 from torch_cpullm.testing.pages import empty_pages
 
@@ -123,26 +123,8 @@ def run(problem):
 
 
 def test_fuzz_attention(request):
-    cases = request.config.getoption("--fuzz-cases")
-    checks = settings(
-        max_examples=cases,
-        deadline=None,
-        database=None,
-        derandomize=cases <= 1000,
-        suppress_health_check=list(HealthCheck),
-    )
-    before, count = ops.slim_tokens(), 0
-
-    @checks
-    @given(problems())
-    def one(problem):
-        nonlocal count
-        count += 1
-        run(problem)
-
+    before = ops.slim_tokens()
     try:
-        one()
+        fuzz(problems(), run, request.config.getoption("--fuzz-cases"))
     finally:
         ops.set_slim_tokens(before)
-    print(f"\n{count} cases, no finding")  # noqa: T201  (what a run of `make fuzz` is for)
-    assert count >= cases
