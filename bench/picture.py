@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+from bench.figure import save
 
 GREY, RED = "#a9b4bf", "#c4401c"
 
@@ -38,9 +37,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.tick_params(left=False)
     panels[1].set_yticklabels([])
     figure.suptitle(f"generate(), tokens per second: {result['shape']}, {result['threads']} threads", fontsize=10.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _number(value: float) -> str:

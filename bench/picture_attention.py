@@ -10,10 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from bench.figure import curves, save
 
 CURVES = {
     "int8 flash": ("INT8 pages, flash", "#c4401c", "o-"),
@@ -28,23 +25,15 @@ def draw_prefill(result: dict[str, Any], path: Path) -> None:
     """GFLOP/s over the tokens, with the peak of the vector instruction as a line."""
     rows = result["prefill"]
     tokens = [row["tokens"] for row in rows]
-    figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+    title = f"one layer's attention, {result['shape']}, {result['threads']} threads"
+    figure, axes = curves(title, "tokens of the prompt", "GFLOP/s, causal half counted", tokens)
     for name, (label, colour, style) in CURVES.items():
         axes.plot(tokens, [row["gflops"][name] for row in rows], style, color=colour, label=label, ms=4, lw=1.4)
     peak = [row["peak_gflops"] for row in rows]
     axes.plot(tokens, peak, color="#4a5568", lw=0.9, ls=":", label="peak of vdpbf16ps")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(tokens, [str(count) for count in tokens])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens of the prompt")
-    axes.set_ylabel("GFLOP/s, causal half counted")
-    axes.grid(visible=True, which="major", color="#e3e7eb", lw=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    axes.set_title(f"one layer's attention, {result['shape']}, {result['threads']} threads", loc="left", fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160)
-    plt.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

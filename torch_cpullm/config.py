@@ -6,6 +6,7 @@ csrc/dispatch/features.cpp reads TORCH_CPULLM_ISA as well, when the library is l
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -106,8 +107,10 @@ def slim_tokens() -> int | None:
 
 
 def cache_folder() -> Path:
-    """Where measurements are kept: torch_cpullm in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_cpullm"
+    """Where measurements are kept: torch_cpullm in XDG_CACHE_HOME, else ~/.cache, else the folder for temporary files."""
+    home = os.path.expanduser("~")  # noqa: PTH111  (Path.home raises where there is none)
+    folder = tempfile.gettempdir() if home == "~" else Path(home) / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or folder) / "torch_cpullm"
 
 
 def _whole_number(name: str, least: int, what: str) -> int | None:

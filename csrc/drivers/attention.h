@@ -20,7 +20,7 @@
 namespace torch_cpullm::drivers {
 
 // Query tokens up to this place in their sequence go by the slim method, those behind by flash; 0: all by flash. A
-// matter of speed only, measured per machine (torch_cpullm/machine/tune.py).
+// matter of speed only, measured per machine (torch_cpullm/machine/tuning.py).
 constexpr int64_t kDefaultSlimTokens = 0;
 void set_slim_tokens(int64_t tokens);
 int64_t slim_tokens();

@@ -18,9 +18,6 @@ constexpr float kLog2E = 1.44269504f;
 // Weights against int8 pages are whole numbers up to 127 * 128 + 127; a little less, for what rounding adds.
 constexpr float kWeightPeak = 16000.0f;
 
-// Masks of floats hide with -inf or with the lowest number of their type.
-constexpr float kHidden = -1e38f;
-
 // 2^k for a whole k; 0 where that would be denormal.
 float power_of_two(float k) { return k < -126.0f ? 0.0f : std::ldexp(1.0f, static_cast<int>(k)); }
 
@@ -93,7 +90,7 @@ void BlockAttention::find_ranges() {
     const int64_t offset =
         block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride + token * problem_.mask_token_stride;
     if (problem_.mask) seen = trimmed(seen, [&](int64_t t) { return problem_.mask[offset + t] == 0; });
-    if (problem_.bias) seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] < kHidden; });
+    if (problem_.bias) seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] < kernels::kHiddenBelow; });
     if (problem_.tree) {
       const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
       seen = trimmed(seen, [&](int64_t t) { return t >= past && !(bits >> (t - past) & 1); });

@@ -27,8 +27,8 @@ constexpr int64_t score_stride(int64_t chunks) { return chunks * layout::kChunkT
 struct ChunkSums {
   float* value;  // [rows][channels]
   float* weight;
-  float* shift;  // whole numbers; -infinity: the row sees nothing of the chunk
-  float* peak;   // the row's largest score, rounded up; the shift less what makes the value scales fit
+  float* shift;  // whole numbers: the peak, less what makes the value scales fit
+  float* peak;   // the row's largest score, rounded up; -infinity: it sees nothing of the chunk, or only NaN
 
   ChunkSums at(int64_t chunk, int64_t rows, int64_t channels) const {
     return {value + chunk * rows * channels, weight + chunk * rows, shift + chunk * rows, peak + chunk * rows};

@@ -127,3 +127,18 @@ def test_gpt_oss_sinks_are_attended_to():
     prompt = padded_prompt()
     assert torch.equal(tokens(ours, prompt), tokens(stock, prompt))
     assert calls() > before
+
+
+def test_gpt_oss_weights_and_float_masks():
+    """What the kernels do not do (attention weights) has the sinks too; a mask of floats reaches the kernels."""
+    stock = tiny_model(*LEFT_ALONE["gpt-oss"])
+    ours = torch_cpullm.optimize(copy.deepcopy(stock), "keep", "keep")
+    ids = torch.randint(3, 90, (1, 9))
+    bias = torch.zeros(1, 1, 9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), torch.finfo(torch.float32).min)
+    bias[..., 4:, 2] = -1.5
+    with torch.no_grad():
+        one, two = (model(ids, output_attentions=True, use_cache=False).attentions for model in (ours, stock))
+        got, expected = (model(ids, attention_mask=bias, use_cache=False).logits for model in (ours, stock))
+    for mine, theirs in zip(one, two, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.allclose(got, expected, atol=1e-3)

@@ -77,6 +77,19 @@ def test_bias(format, soft_cap):
     assert not got[0, 3, 1].any()
 
 
+@pytest.mark.parametrize("hides", [float("-inf"), torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_bias_hides_spoils_nothing(format, hides):
+    (query, key, value), kv = problem(format)
+    bias = torch.zeros(2, 1, 20, 310)
+    bias[..., 100] = hides
+    clean = ops.paged_attention(query, kv, SCALE, ScoreRules(mask=bias))
+    for spoilt in (key, value):
+        spoilt[:, 100, :, 3] = float("nan")
+        kv = filled_pages(key, value, kv.past_B, format)
+        assert torch.equal(ops.paged_attention(query, kv, SCALE, ScoreRules(mask=bias)), clean)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_sinks(format):
     inputs, kv = problem(format)
@@ -185,3 +198,8 @@ def test_slim_attention_takes_no_tree():
     query, key, value = problem("f32")[0]
     with pytest.raises(ValueError, match="takes no tree"):
         ops.slim_attention(query, key, value, SCALE, ScoreRules(tree_BT=torch.zeros(2, 20, dtype=torch.int64)))
+
+
+def test_a_number_of_tokens_is_not_negative():
+    with pytest.raises(ValueError, match="tokens: expected 0"):
+        ops.set_slim_tokens(-1)

@@ -3,6 +3,6 @@
 from torch_cpullm.machine.container import memory_limit_bytes
 from torch_cpullm.machine.info import Info, info
 from torch_cpullm.machine.machine import Machine, detect_machine
-from torch_cpullm.machine.tune import apply_tuning, tune
+from torch_cpullm.machine.tuning import apply_tuning, tune
 
 __all__ = ["Info", "Machine", "apply_tuning", "detect_machine", "info", "memory_limit_bytes", "tune"]

@@ -75,6 +75,10 @@ def _as_rule(mask: torch.Tensor | None) -> torch.Tensor | None:
     return mask if mask is None or mask.dtype == torch.bool else mask.float()
 
 
+def _is_rule(mask: torch.Tensor) -> bool:
+    return mask.dim() == 4 and (mask.dtype == torch.bool or mask.is_floating_point())
+
+
 def _scale(query: torch.Tensor, kwargs: dict[str, Any]) -> float:
     scaling = kwargs.get("scaling")
     return float(query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -93,12 +97,13 @@ def _kernels_can(
     mask: torch.Tensor | None,
     kwargs: dict[str, Any],
 ) -> bool:
-    channels = query.shape[-1]
+    channels, sinks_H = query.shape[-1], kwargs.get("s_aux")
+    inputs = [query, key] if sinks_H is None else [query, key, sinks_H]
     unknown = any(kwargs.get(name) is not None for name in ("position_bias", "cache"))
     return (
         not unknown
         and not kwargs.get("dropout")
-        and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad))
+        and not (torch.is_grad_enabled() and any(x.requires_grad for x in inputs))
         and not torch.compiler.is_compiling()
         and query.device.type == "cpu"
         and channels % 16 == 0
@@ -106,7 +111,7 @@ def _kernels_can(
         and key.shape == value.shape
         and key.shape[2] >= query.shape[2]
         and query.shape[1] % key.shape[1] == 0
-        and (_is_causal(module, kwargs) if mask is None else mask.dim() == 4)
+        and (_is_causal(module, kwargs) if mask is None else _is_rule(mask))
         and (mask is not None or key.shape[2] == query.shape[2] or query.shape[2] == 1)
     )
 

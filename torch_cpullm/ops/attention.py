@@ -147,7 +147,7 @@ def slim_attention(
 def set_slim_tokens(tokens: int) -> None:
     """Query tokens up to this place in their sequence go by whole score rows, those behind by running maxima.
 
-    For the whole process; a matter of speed only, measured by `machine.tune`. 0: all by running maxima.
+    For the whole process; a matter of speed only, measured by `torch_cpullm.tune`. 0: all by running maxima.
     """
     kernels.set_slim_tokens(tokens)
 

@@ -6,7 +6,7 @@
 //   weigh    p[t] = 2^(s[t] * key_scale[t] - shift) * value_scale[t]
 //   values   o[r][c] = sum over t of p[r][t] * V[t][c]
 //
-// Rows are encoded for the format of the pages (Row below): against int8 pages q and p are 15-bit numbers in two signed
+// Rows are encoded for the format of the pages (RowLayout below): against int8 pages q and p are 15-bit numbers in two signed
 // bytes, 128 * high + low, so that both products are exact integers, the same ones on every CPU.
 #pragma once
 #include <cstdint>
@@ -68,6 +68,9 @@ struct AttentionProducts {
   void (*values)(const ValueTask&);
 };
 
+// Masks of floats hide with -inf or with the lowest number of their type.
+constexpr float kHiddenBelow = -1e38f;
+
 // A chunk's worth of one row's scores.
 struct RowScores {
   float* s;
@@ -81,7 +84,7 @@ struct RowScores {
   float soft_cap;       // 0: none; s = cap * tanh(s / cap)
   float slope;          // s += slope * (t - position): ALiBi
   int64_t position;     // of the row, counted from the chunk's first token
-  const float* bias;    // null: none; s += bias[t]
+  const float* bias;    // null: none; s += bias[t], and below kHiddenBelow it hides
   const uint8_t* keep;  // null: all of [begin, end)
 };
 

@@ -108,7 +108,10 @@ inline f32x16 altered(const RowScores& t, int64_t i) {
   }
   // Bias and mask rows end where the tokens do.
   const int count = static_cast<int>(std::min<int64_t>(t.end - i, 16));
-  if (t.bias) s = fma(load_f32_tail(t.bias + i, count), set1_f32(kLog2E), s);
+  if (t.bias) {  // what it hides is gone, a NaN as well
+    const f32x16 bias = load_f32_tail(t.bias + i, count);
+    s = select_less(bias, set1_f32(kernels::kHiddenBelow), set1_f32(-INFINITY), fma(bias, set1_f32(kLog2E), s));
+  }
   if (t.keep) {
     uint8_t bytes[16] = {};
     std::memcpy(bytes, t.keep + i, static_cast<size_t>(count));

@@ -6,9 +6,10 @@ The two give the same bits, so the choice is a matter of speed alone and may dif
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
-from pathlib import Path
+import warnings
 
 import torch
 
@@ -16,6 +17,7 @@ from torch_cpullm import config
 from torch_cpullm.machine.machine import detect_machine
 from torch_cpullm.ops import attention
 
+_FILE = "tuning.json"
 LENGTHS = (256, 512, 1024, 2048, 4096)
 _HEADS, _CHANNELS, _ROUNDS = 4, 128, 5
 _ALWAYS = 1 << 40
@@ -27,19 +29,36 @@ def tune() -> int:
 
     Returns:
         Query tokens up to this place in their sequence go by whole score rows; 0: none do. TORCH_CPULLM_SLIM_TOKENS
-        overrides what is on disk.
+        overrides what is on disk. If it cannot be kept, a warning says so and it holds for this process.
     """
-    best = 0
-    for length in LENGTHS:
-        slim_s, flash_s = _race(length)
-        if flash_s < _GAIN * slim_s:
-            break
-        best = length
-    file = _file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({**_recorded(), _key(): best}, indent=1) + "\n", encoding="utf-8")
-    attention.set_slim_tokens(best)
+    chosen, best = attention.slim_tokens(), 0
+    try:
+        for length in LENGTHS:
+            slim_s, flash_s = _race(length)
+            if flash_s < _GAIN * slim_s:
+                break
+            best = length
+        chosen = best
+    finally:
+        attention.set_slim_tokens(chosen)
+    _record(best)
     return best
+
+
+def _record(best: int) -> None:
+    """Replace the file in one step, so that another process never reads half of it."""
+    file = config.cache_folder() / _FILE
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_name(f"{_FILE}.{os.getpid()}")
+        fresh.write_text(json.dumps({**_recorded(), _key(): best}, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        warnings.warn(
+            f"torch_cpullm: the tuning holds for this process only, {file} cannot be written ({error}); "
+            "set XDG_CACHE_HOME to a folder that can, or TORCH_CPULLM_SLIM_TOKENS",
+            stacklevel=3,
+        )
 
 
 def apply_tuning() -> None:
@@ -77,14 +96,10 @@ def _key() -> str:
     return f"{machine.cpu}, {machine.isa}, {torch.get_num_threads()} threads"
 
 
-def _file() -> Path:
-    return config.cache_folder() / "tuning.json"
-
-
 def _recorded() -> dict[str, int]:
     """What is on disk; nothing where the file is missing or not ours."""
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
+        found = json.loads((config.cache_folder() / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(found, dict):

@@ -6,8 +6,7 @@ import pytest
 
 import torch_cpullm
 from torch_cpullm.errors import ConfigError
-from torch_cpullm.machine import apply_tuning, tune
-from torch_cpullm.machine import tune as package_tune
+from torch_cpullm.machine import apply_tuning, tune, tuning
 from torch_cpullm.ops import attention
 
 
@@ -22,8 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 def seconds_of(monkeypatch, slim_up_to):
     """As if whole rows were the faster ones up to a length."""
-    module = __import__("sys").modules[package_tune.__module__]
-    monkeypatch.setattr(module, "_race", lambda length: (1.0, 2.0 if length <= slim_up_to else 0.9))
+    monkeypatch.setattr(tuning, "_race", lambda length: (1.0, 2.0 if length <= slim_up_to else 0.9))
 
 
 @pytest.mark.parametrize(("slim_up_to", "expected"), [(0, 0), (256, 256), (1500, 1024), (9000, 4096)])
@@ -67,3 +65,30 @@ def test_the_environment_overrides(cache, monkeypatch):
     monkeypatch.setenv("TORCH_CPULLM_SLIM_TOKENS", "many")
     with pytest.raises(ConfigError, match="TORCH_CPULLM_SLIM_TOKENS"):
         apply_tuning()
+
+
+def test_a_folder_that_cannot_be_written(cache, monkeypatch):
+    seconds_of(monkeypatch, 256)
+    cache.parent.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME"):
+        assert tune() == 256
+    assert attention.slim_tokens() == 256
+
+
+def test_an_interrupted_run_leaves_everything_as_it_was(cache, monkeypatch):
+    def interrupted(_length):
+        attention.set_slim_tokens(99)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "_race", interrupted)
+    attention.set_slim_tokens(7)
+    with pytest.raises(KeyboardInterrupt):
+        tune()
+    assert attention.slim_tokens() == 7
+    assert not cache.exists()
+
+
+def test_a_user_without_a_home(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    apply_tuning()
