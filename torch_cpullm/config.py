@@ -107,7 +107,7 @@ def slim_tokens() -> int | None:
 
 
 def cache_folder() -> Path:
-    """Where measurements are kept: torch_cpullm in XDG_CACHE_HOME, else ~/.cache, else the folder for temporary files."""
+    """Where measurements are kept: torch_cpullm in XDG_CACHE_HOME, else ~/.cache, else where temporary files are."""
     home = os.path.expanduser("~")  # noqa: PTH111  (Path.home raises where there is none)
     folder = tempfile.gettempdir() if home == "~" else Path(home) / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or folder) / "torch_cpullm"

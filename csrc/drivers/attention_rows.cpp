@@ -90,7 +90,8 @@ void BlockAttention::find_ranges() {
     const int64_t offset =
         block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride + token * problem_.mask_token_stride;
     if (problem_.mask) seen = trimmed(seen, [&](int64_t t) { return problem_.mask[offset + t] == 0; });
-    if (problem_.bias) seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] < kernels::kHiddenBelow; });
+    if (problem_.bias)
+      seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] < kernels::kHiddenBelow; });
     if (problem_.tree) {
       const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
       seen = trimmed(seen, [&](int64_t t) { return t >= past && !(bits >> (t - past) & 1); });

@@ -25,7 +25,7 @@ _GAIN = 1.02  # less is noise
 
 
 def tune() -> int:
-    """Measure with torch's number of threads (about a second), keep the result on disk, and use it from now on.
+    """Measure with torch's number of threads (a second at most), keep the result on disk, and use it from now on.
 
     Returns:
         Query tokens up to this place in their sequence go by whole score rows; 0: none do. TORCH_CPULLM_SLIM_TOKENS

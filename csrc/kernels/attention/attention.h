@@ -6,8 +6,8 @@
 //   weigh    p[t] = 2^(s[t] * key_scale[t] - shift) * value_scale[t]
 //   values   o[r][c] = sum over t of p[r][t] * V[t][c]
 //
-// Rows are encoded for the format of the pages (RowLayout below): against int8 pages q and p are 15-bit numbers in two signed
-// bytes, 128 * high + low, so that both products are exact integers, the same ones on every CPU.
+// Rows are encoded for the format of the pages (RowLayout below): against int8 pages q and p are 15-bit numbers in two
+// signed bytes, 128 * high + low, so that both products are exact integers, the same ones on every CPU.
 #pragma once
 #include <cstdint>
 
