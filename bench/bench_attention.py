@@ -5,7 +5,7 @@
 
 Writes bench/results/attention-LEVEL.json and docs/attention-LEVEL.png, or attention-decode-LEVEL.json, LEVEL being the
 instruction set. Every figure is a median of ratios taken inside units (interleave.py). Queries and results are bf16;
-our keys and values lie in pages, int8 or bf16; in decoding those of as many layers as no cache holds.
+our keys and values lie in pages, int8 or bf16; in decoding those of all layers and of more sequences than caches hold.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch_cpullm.ops import probe as probes
 from torch_cpullm.ops.introspect import isa_level, scratch_bytes
 
 ROOT = Path(__file__).parent.parent
-LLAMA_2_7B, LLAMA_3_2_1B = Shape("Llama-2-7B", 32, 32, 128), Shape("Llama-3.2-1B", 32, 8, 64)
+LLAMA_2_7B, LLAMA_3_2_1B = Shape("Llama-2-7B", 32, 32, 128, 32), Shape("Llama-3.2-1B", 32, 8, 64, 16)
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 FORMATS: tuple[KvFormat, ...] = ("int8", "bf16")
 METHODS = {"slim": 1 << 40, "flash": 0}
@@ -127,7 +127,7 @@ def prefill_cells(row: dict[str, Any]) -> list[str]:
 
 
 def decode_cases(threads: int) -> dict[tuple[Shape, int, int], tuple[Case, int]]:
-    """One query row, and for a single sequence several, over pages that come from memory."""
+    """One query row, and for a single sequence several, over pages that come from memory: all layers of a model."""
     cases = {}
     for shape in (LLAMA_2_7B, LLAMA_3_2_1B):
         for batch, depth in ((1, DEPTHS[0]), (1, DEPTHS[1]), (8, DEPTHS[0])):
@@ -136,10 +136,11 @@ def decode_cases(threads: int) -> dict[tuple[Shape, int, int], tuple[Case, int]]
             for rows in QUERY_ROWS if batch == 1 else (1,):
                 query_BTHC = torch.randn(batch, rows, shape.heads, shape.channels).bfloat16()
                 calls[f"{rows} rows"] = rotated(
-                    lambda kv, q=query_BTHC, s=shape.scale: attention.paged_attention(q, kv, s), layers.at(depth)
+                    lambda kvs, q=query_BTHC, s=shape.scale: [attention.paged_attention(q, kv, s) for kv in kvs],
+                    layers.at(depth),
                 )
             count = layers.bytes_of(depth + 1)
-            cases[shape, batch, depth] = Case(calls, {"read": lambda n=count: cold_read(threads, n)}), count
+            cases[shape, batch, depth] = Case(calls, {"read": lambda n=count: cold_read(threads, n)}, [layers.pool.pages]), count
     return cases
 
 

@@ -86,7 +86,7 @@ def few_rows(size_KN: tuple[int, int], name: str, threads: int) -> tuple[Case, i
         if rows != 8 and name != "int4 g128":
             found = rivals(size_KN).of(FORMATS[name].codes, x_MK)
             calls |= {f"{rival} {rows}": call for rival, call in found.items()}
-    return Case(calls, {"read": lambda: cold_read(threads, packed[0].numel())}), packed[0].numel()
+    return Case(calls, {"read": lambda: cold_read(threads, packed[0].numel())}, packed), packed[0].numel()
 
 
 def many_rows(size_KN: tuple[int, int], name: str, threads: int, rows: int) -> Case:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from torch_cpullm.machine.probe import probe
+from torch_cpullm.ops.probe import read_bandwidth
 
 Call = Callable[[], object]
 WHOLE_CORES = ("one complex", "separate complexes", "one thread")
@@ -29,17 +32,22 @@ class Case:
     Attributes:
         calls: what to time, by name.
         measures: functions that return a figure of their own (a bandwidth, a peak), by name.
+        memory: contiguous tensors that the calls read, one after the other. They are read through before each unit:
+            memory that was left alone for a second answers at half its speed on a virtual machine, the first time.
         units: for each unit its placement and the median of each contender (seconds) and measure.
     """
 
     calls: dict[str, Call]
     measures: dict[str, Callable[[], float]]
+    memory: Sequence[torch.Tensor] = ()
     units: list[tuple[str, dict[str, float]]] = field(default_factory=list)
 
 
 def run_unit(case: Case, order: random.Random) -> None:
     """Run every contender of `case` a few times in random order, between two probes."""
     seen: dict[str, list[float]] = {name: [] for name in (*case.calls, *case.measures)}
+    for tensor in case.memory:
+        read_bandwidth(tensor.view(-1).view(torch.float32), torch.get_num_threads(), 1)
     before = probe(25)
     for _ in range(LAPS):
         for name in order.sample(sorted(seen), len(seen)):

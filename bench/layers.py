@@ -1,4 +1,4 @@
-"""Layers of a paged cache as a model has them: pages of all layers side by side, in memory that no cache holds."""
+"""Layers of a paged cache as a model has them: pages of all layers side by side, more of them than a CPU's caches hold."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Shape:
     heads: int
     kv_heads: int
     channels: int
+    layers: int
 
     def __str__(self) -> str:
         """As tables show it."""
@@ -33,30 +34,37 @@ class Shape:
 
 
 class Layers:
-    """`count` layers (default: more than the last-level cache holds) of `batch` sequences of `length` random tokens."""
+    """All layers (or `count`) of a model's cache, for so many batches of sequences that no CPU's cache holds them."""
 
     def __init__(
         self, shape: Shape, batch: int, length: int, tokens: int, format: KvFormat, count: int | None = None
     ) -> None:
-        """Fill the pool; the views describe calls with `tokens` new tokens at the end."""
+        """Fill the pool with random tokens; the views describe calls with `tokens` new ones at the end.
+
+        Each of `batch` sequences has `length` tokens. With `count`, there is one batch of them.
+        """
         spec = LayerSpec(shape.kv_heads, shape.channels, format)
         pages = -(-length // PAGE_TOKENS)
         self.token_bytes = batch * spec.page_bytes / PAGE_TOKENS
-        layers = count or max(2, -(-cold_bytes() // (batch * pages * spec.page_bytes)))
-        self.pool = PagePool([spec] * layers, limit_bytes=layers * spec.page_bytes * batch * pages)
-        table_BP = torch.tensor(self.pool.allocate(batch * pages), dtype=torch.int32).view(batch, pages)
+        self.count = count or shape.layers
+        batch_bytes = self.count * spec.page_bytes * batch * pages
+        batches = 1 if count else max(2, -(-cold_bytes() // batch_bytes))
+        self.pool = PagePool([spec] * self.count, limit_bytes=batches * batch_bytes)
         empty = torch.zeros(batch, dtype=torch.int32)
         key, value = torch.randn(2, batch, length, shape.kv_heads, shape.channels).unbind()
         self.views = []
-        for layer in self.pool.layer_pages:
-            kv = KvPages(layer, table_BP, empty, shape.kv_heads, format)
-            kv_append(kv, key, value)
-            self.views.append(dataclasses.replace(kv, past_B=torch.full_like(empty, length - tokens)))
+        for _ in range(batches):
+            table_BP = torch.tensor(self.pool.allocate(batch * pages), dtype=torch.int32).view(batch, pages)
+            for layer in self.pool.layer_pages:
+                kv = KvPages(layer, table_BP, empty, shape.kv_heads, format)
+                kv_append(kv, key, value)
+                self.views.append(dataclasses.replace(kv, past_B=torch.full_like(empty, length - tokens)))
 
-    def at(self, past: int) -> list[KvPages]:
-        """Views with so many tokens before a call."""
-        return [dataclasses.replace(kv, past_B=torch.full_like(kv.past_B, past)) for kv in self.views]
+    def at(self, past: int) -> list[list[KvPages]]:
+        """For each batch the views of all layers, with so many tokens before a call."""
+        views = [dataclasses.replace(kv, past_B=torch.full_like(kv.past_B, past)) for kv in self.views]
+        return [views[i : i + self.count] for i in range(0, len(views), self.count)]
 
     def bytes_of(self, tokens: int) -> int:
-        """Codes and scales of so many tokens of all sequences, in one layer."""
-        return int(self.token_bytes * tokens)
+        """Codes and scales of so many tokens of a batch's sequences, in all layers."""
+        return int(self.token_bytes * self.count * tokens)

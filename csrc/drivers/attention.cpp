@@ -20,6 +20,10 @@ int64_t rows_in_l2(int64_t row_bytes) {
   return std::clamp<int64_t>(dispatch::l2_bytes() / 2 / row_bytes, kFewestRows, kMostRows);
 }
 
+// So few rows take longer to read pages than to multiply them: the heads' parts of the same pages, which lie side by
+// side, are then read one after the other.
+constexpr int64_t kStreamedRows = 8;
+
 // Of a row in a block, besides its scores: sums of a chunk and in all, weights, query.
 int64_t bytes_beside_scores(int64_t channels) { return 3 * channels * 4 + kChunkTokens * 4; }
 
@@ -42,8 +46,10 @@ Attention::Attention(const AttentionProblem& problem, int threads) : problem_(pr
     *std::min_element(loads.begin(), loads.end()) += cost(block);
     total += cost(block);
   }
-  split_ = *std::max_element(loads.begin(), loads.end()) * threads > total * 9 / 8;
+  const bool uneven = *std::max_element(loads.begin(), loads.end()) * threads > total * 9 / 8;
+  split_ = uneven || (shape_.rows <= kStreamedRows && shape_.chunks > 1);
   if (!split_) return;
+  shape_.query_sets = problem_.pages.heads;
   int64_t chunks = 0;
   for (const RowBlock& block : tasks_) {
     first_item_.push_back(chunks);
@@ -75,7 +81,8 @@ void Attention::cut() {
                            count,
                            is_slim ? Method::slim : Method::flash,
                            seen_begin / kChunkTokens,
-                           ceil_div(seen_end, kChunkTokens)};
+                           ceil_div(seen_end, kChunkTokens),
+                           ceil_div(seen_end, kPageTokens) - seen_begin / kChunkTokens * layout::kChunkPages};
       const int64_t chunks = block.end_chunk - block.first_chunk;
       shape_.rows = std::max(shape_.rows, count * group);
       shape_.chunks = std::max(shape_.chunks, chunks);
@@ -106,29 +113,66 @@ void Attention::bind(layout::ConstElements q, int64_t q_stride, layout::Elements
 }
 
 void Attention::run(const runtime::Team& team) {
-  const BlockBuffers& buffers = buffers_[static_cast<size_t>(team.rank)];
+  BlockBuffers& buffers = buffers_[static_cast<size_t>(team.rank)];
   if (split_) return run_split(team, buffers);
   const auto count = static_cast<int64_t>(tasks_.size());
-  for (int64_t task = counter_.take(); task < count; task = counter_.take())
-    BlockAttention(problem_, tasks_[static_cast<size_t>(task)], buffers).run();
+  QueryRows& queries = buffers.queries[0];
+  for (int64_t task = counter_.take(); task < count; task = counter_.take()) {
+    const RowBlock& block = tasks_[static_cast<size_t>(task)];
+    queries.find_ranges(problem_, block);
+    queries.encode(problem_, block);
+    BlockAttention run(problem_, block, buffers, queries);
+    run.find_pages();
+    run.run();
+  }
 }
 
-void Attention::run_split(const runtime::Team& team, const BlockBuffers& buffers) {
-  const runtime::Range mine = team.share(first_item_.back());
-  const int64_t channels = problem_.pages.channels;
-  for (size_t task = 0; task < tasks_.size(); ++task) {
-    const RowBlock& block = tasks_[task];
-    const int64_t begin = std::max(mine.begin, first_item_[task]), end = std::min(mine.end, first_item_[task + 1]);
-    if (begin >= end) continue;
-    BlockAttention run(problem_, block, buffers);
-    run.prepare();
-    for (int64_t item = begin; item < end; ++item)
-      run.run_chunk(block.first_chunk + item - first_item_[task], sums_.at(item, shape_.rows, channels));
+// Chunks are shared out in the order in which they lie in memory: all heads of the first chunk, then of the next one.
+void Attention::run_split(const runtime::Team& team, BlockBuffers& buffers) {
+  const int64_t heads = problem_.pages.heads;
+  const auto step = static_cast<size_t>(heads);
+  int64_t pages = 0;
+  for (size_t band = 0; band < tasks_.size(); band += step) pages += heads * tasks_[band].pages;
+  const runtime::Range mine = team.share(pages);
+  int64_t before = 0;
+  for (size_t band = 0; band < tasks_.size(); band += step) {
+    const RowBlock& block = tasks_[band];
+    const auto items_before = [&](int64_t x) {
+      return block.items_before(std::clamp<int64_t>(x - before, 0, heads * block.pages), heads);
+    };
+    const runtime::Range items{items_before(mine.begin), items_before(mine.end)};
+    if (items.begin < items.end) run_band(band, items, buffers);
+    before += heads * block.pages;
   }
   team.barrier();
-  for (size_t task = static_cast<size_t>(team.rank); task < tasks_.size(); task += static_cast<size_t>(team.size))
-    BlockAttention(problem_, tasks_[task], buffers)
-        .gather(sums_.at(first_item_[task], shape_.rows, channels), shape_.rows);
+  QueryRows& queries = buffers.queries[0];
+  for (size_t task = static_cast<size_t>(team.rank); task < tasks_.size(); task += static_cast<size_t>(team.size)) {
+    queries.find_ranges(problem_, tasks_[task]);
+    BlockAttention(problem_, tasks_[task], buffers, queries)
+        .gather(sums_.at(first_item_[task], shape_.rows, problem_.pages.channels), shape_.rows);
+  }
+}
+
+// `items`: chunks of the band's heads, head by head within a chunk.
+void Attention::run_band(size_t band, runtime::Range items, BlockBuffers& buffers) {
+  const int64_t heads = problem_.pages.heads;
+  const auto attention = [&](int64_t head) {
+    const auto h = static_cast<size_t>(head);
+    return BlockAttention(problem_, tasks_[band + h], buffers, buffers.queries[h]);
+  };
+  for (int64_t head = 0; head < std::min(heads, items.end - items.begin); ++head) {
+    const auto h = static_cast<size_t>((items.begin + head) % heads);
+    buffers.queries[h].find_ranges(problem_, tasks_[band + h]);
+    buffers.queries[h].encode(problem_, tasks_[band + h]);
+  }
+  attention(0).find_pages();
+  const int64_t first_chunk = tasks_[band].first_chunk;
+  for (int64_t item = items.begin; item < items.end; ++item) {
+    const int64_t chunk = item / heads, head = item % heads, next = std::min(item + 1, items.end - 1);
+    attention(head).run_chunk(
+        first_chunk + chunk, attention(next % heads).parts(first_chunk + next / heads),
+        sums_.at(first_item_[band + static_cast<size_t>(head)] + chunk, shape_.rows, problem_.pages.channels));
+  }
 }
 
 }  // namespace torch_cpullm::drivers

@@ -37,13 +37,14 @@ class Attention {
 
  private:
   void cut();
-  void run_split(const runtime::Team& team, const BlockBuffers& buffers);
+  void run_split(const runtime::Team& team, BlockBuffers& buffers);
+  void run_band(size_t band, runtime::Range items, BlockBuffers& buffers);
 
   AttentionProblem problem_;
   int threads_;
   bool split_ = false;
   BlockShape shape_;
-  std::vector<RowBlock> tasks_;        // the costliest first
+  std::vector<RowBlock> tasks_;        // the costliest first; in bands of all KV heads of a block of query tokens
   std::vector<int64_t> first_item_;    // split: chunks of the tasks before; one more at the end, of all
   std::vector<BlockBuffers> buffers_;  // of each thread
   ChunkSums sums_;                     // split: of every chunk

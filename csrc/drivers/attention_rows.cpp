@@ -7,8 +7,8 @@
 namespace torch_cpullm::drivers {
 namespace {
 
+using kernels::PageParts;
 using kernels::RowLayout;
-using kernels::RowRange;
 using layout::ceil_div;
 using layout::kChunkPages;
 using layout::kChunkTokens;
@@ -21,14 +21,6 @@ constexpr float kWeightPeak = 16000.0f;
 // 2^k for a whole k; 0 where that would be denormal.
 float power_of_two(float k) { return k < -126.0f ? 0.0f : std::ldexp(1.0f, static_cast<int>(k)); }
 
-// The part of [begin, end) between the first and the last token that is not hidden.
-template <class Hidden>
-RowRange trimmed(RowRange seen, const Hidden& hidden) {
-  while (seen.begin < seen.end && hidden(seen.end - 1)) --seen.end;
-  while (seen.begin < seen.end && hidden(seen.begin)) ++seen.begin;
-  return seen;
-}
-
 }  // namespace
 
 void take_sums(runtime::Carver& carver, int64_t rows, int64_t channels, ChunkSums& sums) {
@@ -40,16 +32,12 @@ void take_sums(runtime::Carver& carver, int64_t rows, int64_t channels, ChunkSum
 
 void BlockBuffers::plan(runtime::Carver& carver, const AttentionProblem& problem, const BlockShape& shape) {
   const int64_t rows = shape.rows, channels = problem.pages.channels;
-  const layout::Format format = problem.pages.format;
-  queries = carver.take<uint8_t>(rows * RowLayout(format, channels).bytes);
-  weights = carver.take<uint8_t>(rows * RowLayout(format, kChunkTokens).bytes);
-  query_sum = carver.take<int32_t>(rows);
+  queries.resize(static_cast<size_t>(shape.query_sets));
+  for (QueryRows& set : queries) set.plan(carver, problem, rows);
+  pages = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);
+  weights = carver.take<uint8_t>(rows * RowLayout(problem.pages.format, kChunkTokens).bytes);
   weight_sum = carver.take<int32_t>(rows);
-  factor = carver.take<float>(rows);
   scores = carver.take<float>(rows * shape.score_tokens);
-  seen = carver.take<RowRange>(rows);
-  keys = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);
-  values = carver.take<const uint8_t*>((shape.chunks + 1) * kChunkPages);
   key_scale = carver.take<float>(kChunkTokens);
   value_scale = carver.take<float>(kChunkTokens);
   sound = carver.take<float>(kChunkTokens);
@@ -59,95 +47,47 @@ void BlockBuffers::plan(runtime::Carver& carver, const AttentionProblem& problem
   take_sums(carver, rows, channels, total);
 }
 
-BlockAttention::BlockAttention(const AttentionProblem& problem, const RowBlock& block, const BlockBuffers& buffers)
+BlockAttention::BlockAttention(const AttentionProblem& problem, const RowBlock& block, const BlockBuffers& buffers,
+                               const QueryRows& queries)
     : problem_(problem),
       block_(block),
       buffers_(buffers),
+      queries_(queries),
       products_(*problem.products),
       passes_(*problem.passes),
       rows_(block.tokens * problem.group()),
       channels_(problem.pages.channels),
       group_(problem.group()),
-      altered_(problem.soft_cap > 0.0f || problem.slopes || !problem.causal()) {
-  find_ranges();
-  first_ = block.end_chunk;
-  end_ = block.first_chunk;
-  for (int64_t r = 0; r < rows_; ++r) {
-    const RowRange& seen = buffers.seen[r];
-    if (seen.begin >= seen.end) continue;
-    first_ = std::min(first_, seen.begin / kChunkTokens);
-    end_ = std::max(end_, ceil_div(seen.end, kChunkTokens));
-  }
-  end_ = std::max(end_, first_);
-}
-
-void BlockAttention::find_ranges() {
-  const int64_t past = problem_.past[block_.b], length = problem_.length(block_.b);
-  for (int64_t r = 0; r < rows_; ++r) {
-    const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
-    const int64_t own = past + token + 1;
-    RowRange seen{0, problem_.causal() ? own : length};
-    const int64_t offset =
-        block_.b * problem_.mask_batch_stride + head * problem_.mask_head_stride + token * problem_.mask_token_stride;
-    if (problem_.mask) seen = trimmed(seen, [&](int64_t t) { return problem_.mask[offset + t] == 0; });
-    if (problem_.bias)
-      seen = trimmed(seen, [&](int64_t t) { return problem_.bias[offset + t] < kernels::kHiddenBelow; });
-    if (problem_.tree) {
-      const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
-      seen = trimmed(seen, [&](int64_t t) { return t >= past && !(bits >> (t - past) & 1); });
-    }
-    if (problem_.window > 0) seen.begin = std::max(seen.begin, own - problem_.window);
-    if (seen.begin >= seen.end) seen = {0, 0};
-    buffers_.seen[r] = seen;
-  }
-}
-
-void BlockAttention::encode_queries() {
-  const RowLayout layout(problem_.pages.format, channels_);
-  const auto encode = passes_.encode[static_cast<int>(problem_.pages.format)];
-  const auto query = [&](int64_t r) {
-    const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
-    return problem_.q.from((block_.b * problem_.tokens + token) * problem_.q_stride + head * channels_);
-  };
-  // Rows of a sequence are far apart: each is on a page of its own.
-  constexpr int64_t kAheadRows = 6;
-  for (int64_t r = 0; r < rows_; ++r) {
-    const layout::ConstElements next = query(std::min(r + kAheadRows, rows_ - 1));
-    for (int64_t c = 0; c < channels_; c += 16) __builtin_prefetch(next.from(c).data);
-    buffers_.factor[r] = encode(query(r), channels_, buffers_.queries + r * layout.bytes, buffers_.query_sum + r) *
-                         problem_.scale * kLog2E;
-  }
-}
+      altered_(problem.soft_cap > 0.0f || problem.slopes || !problem.causal()) {}
 
 void BlockAttention::find_pages() {
-  const auto& pages = problem_.pages;
   const int32_t* table = problem_.page_table + block_.b * problem_.table_stride;
-  const int64_t first = first_ * kChunkPages;
-  const int64_t end = std::min(end_ * kChunkPages, ceil_div(problem_.length(block_.b), kPageTokens));
-  for (int64_t page = first; page < end; ++page) {
-    buffers_.keys[page - first] = pages.head(table[page], block_.kv_head);
-    buffers_.values[page - first] = buffers_.keys[page - first] + layout::value_offset(pages.format, channels_);
-  }
-  // What is prefetched behind the last page.
-  for (int64_t i = end - first; i < (end_ - first_ + 1) * kChunkPages; ++i) {
-    buffers_.keys[i] = buffers_.keys[i - 1];
-    buffers_.values[i] = buffers_.values[i - 1];
-  }
+  const int64_t first = block_.first_chunk * kChunkPages, room = (block_.end_chunk + 1) * kChunkPages - first;
+  const int64_t count = std::min(room, ceil_div(problem_.length(block_.b), kPageTokens) - first);
+  // Behind the last page: it is prefetched once more, and not multiplied.
+  for (int64_t i = 0; i < room; ++i) buffers_.pages[i] = problem_.pages.head(table[first + std::min(i, count - 1)], 0);
 }
 
-void BlockAttention::load_scales(int64_t chunk) {
-  const auto format = problem_.pages.format;
-  const int64_t first = (chunk - first_) * kChunkPages;
-  const int64_t used = std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+PageParts BlockAttention::parts(int64_t chunk, int64_t offset) const {
+  const int64_t head = block_.kv_head * layout::head_bytes(problem_.pages.format, channels_);
+  return {buffers_.pages + (chunk - block_.first_chunk) * kChunkPages, head + offset};
+}
+
+int64_t BlockAttention::pages_in(int64_t chunk) const {
+  return std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
+}
+
+void BlockAttention::load_scales(int64_t chunk, const PageParts& next) {
+  const int64_t offset = layout::key_scale_offset(problem_.pages.format, channels_);
+  const PageParts scales = parts(chunk, offset);
+  const int64_t used = pages_in(chunk);
   sound_ = true;
   for (int64_t page = 0; page < used; ++page) {
     // The scales of a head lie side by side, of keys and then of values.
-    const auto* scales =
-        reinterpret_cast<const float*>(buffers_.keys[first + page] + layout::key_scale_offset(format, channels_));
-    const uint8_t* next = buffers_.keys[first + page + kChunkPages] + layout::key_scale_offset(format, channels_);
-    for (int64_t line = 0; line < 2 * kPageTokens * 4; line += 64) __builtin_prefetch(next + line, 0, 2);
-    passes_.take_scales(scales, kPageTokens, buffers_.key_scale + page * kPageTokens);
-    sound_ &= passes_.take_scales(scales + kPageTokens, kPageTokens, buffers_.value_scale + page * kPageTokens);
+    const auto* from = reinterpret_cast<const float*>(scales[page]);
+    for (int64_t line = 0; line < 2 * kPageTokens * 4; line += 64) __builtin_prefetch(next[page] + offset + line, 0, 2);
+    passes_.take_scales(from, kPageTokens, buffers_.key_scale + page * kPageTokens);
+    sound_ &= passes_.take_scales(from + kPageTokens, kPageTokens, buffers_.value_scale + page * kPageTokens);
   }
   if (sound_) return;
   for (int64_t t = 0; t < used * kPageTokens; ++t) {
@@ -157,21 +97,16 @@ void BlockAttention::load_scales(int64_t chunk) {
   }
 }
 
-void BlockAttention::score_chunk(int64_t chunk, float* scores, int64_t stride) {
-  const int64_t first = (chunk - first_) * kChunkPages;
-  const int64_t pages = std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
-  const uint8_t* const* ahead =
-      block_.method == Method::slim ? buffers_.keys + first + kChunkPages : buffers_.values + first;
-  products_.scores(
-      {{buffers_.queries, RowLayout(problem_.pages.format, channels_), rows_, buffers_.query_sum, buffers_.seen},
-       buffers_.factor,
-       buffers_.keys + first,
-       ahead,
-       chunk * kChunkTokens,
-       pages,
-       channels_,
-       scores,
-       stride});
+void BlockAttention::score_chunk(int64_t chunk, const PageParts& next, float* scores, int64_t stride) {
+  products_.scores({{queries_.encoded, RowLayout(problem_.pages.format, channels_), rows_, queries_.sum, queries_.seen},
+                    queries_.factor,
+                    parts(chunk),
+                    {next, 0},
+                    chunk * kChunkTokens,
+                    pages_in(chunk),
+                    channels_,
+                    scores,
+                    stride});
 }
 
 kernels::RowScores BlockAttention::row_scores(int64_t row, int64_t chunk, float* scores, int64_t stride) const {
@@ -181,8 +116,8 @@ kernels::RowScores BlockAttention::row_scores(int64_t row, int64_t chunk, float*
                          token * problem_.mask_token_stride + first;
   kernels::RowScores out{};
   out.s = scores + row * stride;
-  out.begin = std::clamp<int64_t>(buffers_.seen[row].begin - first, 0, kChunkTokens);
-  out.end = std::clamp<int64_t>(buffers_.seen[row].end - first, out.begin, kChunkTokens);
+  out.begin = std::clamp<int64_t>(queries_.seen[row].begin - first, 0, kChunkTokens);
+  out.end = std::clamp<int64_t>(queries_.seen[row].end - first, out.begin, kChunkTokens);
   if (out.begin == out.end) out.begin = out.end = 0;
   out.key_scale = buffers_.key_scale;
   out.value_scale = buffers_.value_scale;
@@ -209,30 +144,38 @@ kernels::RowScores BlockAttention::row_scores(int64_t row, int64_t chunk, float*
 // the row's own last token only: what comes later must not change a bit.
 float BlockAttention::shift_for(int64_t row, int64_t chunk, float peak) const {
   if (problem_.pages.format != layout::Format::int8) return peak;
-  const int64_t end = std::clamp<int64_t>(buffers_.seen[row].end - chunk * kChunkTokens, 0, kChunkTokens);
+  const int64_t end = std::clamp<int64_t>(queries_.seen[row].end - chunk * kChunkTokens, 0, kChunkTokens);
   const float scale = passes_.largest_scale(buffers_.value_scale, end);
   if (!(scale > 0.0f)) return peak;
   return peak - static_cast<float>(std::clamp(std::ilogb(kWeightPeak / scale), -100, 60));
 }
 
 // From scores to sums: one chunk's weights and their product with the values. Fills in all but the peaks.
-void BlockAttention::sum_chunk(int64_t chunk, float* scores, int64_t stride, const ChunkSums& sums) {
+void BlockAttention::sum_chunk(int64_t chunk, const PageParts& next, float* scores, int64_t stride,
+                               const ChunkSums& sums) {
   const layout::Format format = problem_.pages.format;
   const RowLayout layout(format, kChunkTokens);
   const auto weigh = passes_.weigh[static_cast<int>(format)];
+  // Values of the next chunk are fetched by weighing rows, page by page as far as the rows go, and then by the product.
+  const int64_t value_offset = layout::value_offset(format, channels_), page_lines = value_offset / layout::kLineBytes;
+  const PageParts ahead{next.pages, next.offset + value_offset};
+  const int64_t page_rows = ceil_div(page_lines, kernels::kWeighLines);
+  const int64_t pages = pages_in(chunk), weighed_pages = std::min(pages, rows_ / page_rows);
   for (int64_t r = 0; r < rows_; ++r) {
     // Nothing to see, or nothing but NaN, which any shift brings out.
     const float peak = sums.peak[r] == -INFINITY ? 0.0f : sums.peak[r];
     sums.shift[r] = shift_for(r, chunk, peak);
-    sums.weight[r] = weigh(row_scores(r, chunk, scores, stride), sums.shift[r], buffers_.weights + r * layout.bytes,
-                           buffers_.weight_sum + r);
+    kernels::RowScores row = row_scores(r, chunk, scores, stride);
+    if (r / page_rows < weighed_pages) {
+      const int64_t line = r % page_rows * kernels::kWeighLines;
+      row.ahead = ahead[r / page_rows] + line * layout::kLineBytes;
+      row.ahead_lines = std::min(kernels::kWeighLines, page_lines - line);
+    }
+    sums.weight[r] = weigh(row, sums.shift[r], buffers_.weights + r * layout.bytes, buffers_.weight_sum + r);
   }
-  const int64_t first = (chunk - first_) * kChunkPages;
-  const int64_t pages = std::min(kChunkPages, ceil_div(problem_.length(block_.b) - chunk * kChunkTokens, kPageTokens));
-  const uint8_t* const* next = block_.method == Method::slim ? buffers_.values : buffers_.keys;
-  products_.values({{buffers_.weights, layout, rows_, buffers_.weight_sum, buffers_.seen},
-                    buffers_.values + first,
-                    next + first + kChunkPages,
+  products_.values({{buffers_.weights, layout, rows_, buffers_.weight_sum, queries_.seen},
+                    parts(chunk, value_offset),
+                    {ahead, weighed_pages},
                     chunk * kChunkTokens,
                     pages,
                     channels_,
@@ -270,7 +213,7 @@ void BlockAttention::write_rows() {
     const int64_t token = block_.first_token + r / group_, head = block_.kv_head * group_ + r % group_;
     const int64_t place = (block_.b * problem_.tokens + token) * problem_.out_stride + head * channels_;
     float weight = total.weight[r], before = 1.0f;
-    const bool sees = buffers_.seen[r].begin < buffers_.seen[r].end;
+    const bool sees = queries_.seen[r].begin < queries_.seen[r].end;
     if (weight == 0.0f && sees) weight = NAN;  // all that it sees scores -inf
     if (problem_.sinks) {
       const float sink = problem_.sinks[head] * kLog2E, peak = std::max(total.peak[r], std::ceil(sink));
@@ -283,60 +226,53 @@ void BlockAttention::write_rows() {
 }
 
 void BlockAttention::run_slim() {
-  const int64_t stride = score_stride(end_ - first_);
+  const int64_t stride = score_stride(queries_.end_chunk - queries_.first_chunk);
   const ChunkSums &total = buffers_.total, &part = buffers_.part;
-  for (int64_t chunk = first_; chunk < end_; ++chunk) {
-    const int64_t index = chunk - first_;
+  for (int64_t chunk = queries_.first_chunk; chunk < queries_.end_chunk; ++chunk) {
+    const int64_t index = chunk - queries_.first_chunk;
     float* scores = buffers_.scores + index * kChunkTokens;
-    load_scales(chunk);
-    score_chunk(chunk, scores, stride);
+    load_scales(chunk, parts(chunk + 1));
+    score_chunk(chunk, parts(chunk + 1), scores, stride);
     for (int64_t r = 0; r < rows_; ++r) {
       const float peak = std::ceil(passes_.largest(row_scores(r, chunk, scores, stride)));
       buffers_.peaks[index * rows_ + r] = peak;
       if (peak > total.peak[r]) total.peak[r] = peak;
     }
   }
-  for (int64_t chunk = first_; chunk < end_; ++chunk) {
-    const int64_t index = chunk - first_;
-    load_scales(chunk);
+  for (int64_t chunk = queries_.first_chunk; chunk < queries_.end_chunk; ++chunk) {
+    const int64_t index = chunk - queries_.first_chunk;
+    load_scales(chunk, parts(chunk + 1));
     std::copy_n(buffers_.peaks + index * rows_, rows_, part.peak);
-    sum_chunk(chunk, buffers_.scores + index * kChunkTokens, stride, part);
+    sum_chunk(chunk, parts(chunk + 1), buffers_.scores + index * kChunkTokens, stride, part);
     add_to_total(part);
   }
 }
 
 void BlockAttention::run_flash() {
-  for (int64_t chunk = first_; chunk < end_; ++chunk) {
-    run_chunk(chunk, buffers_.part);
+  for (int64_t chunk = queries_.first_chunk; chunk < queries_.end_chunk; ++chunk) {
+    run_chunk(chunk, parts(chunk + 1), buffers_.part);
     add_to_total(buffers_.part);
   }
 }
 
 void BlockAttention::run() {
   clear_total();
-  prepare();
   block_.method == Method::slim ? run_slim() : run_flash();
   write_rows();
 }
 
-void BlockAttention::prepare() {
-  if (first_ == end_) return;
-  encode_queries();
-  find_pages();
-}
-
-void BlockAttention::run_chunk(int64_t chunk, const ChunkSums& sums) {
-  if (chunk < first_ || chunk >= end_) {
+void BlockAttention::run_chunk(int64_t chunk, const PageParts& next, const ChunkSums& sums) {
+  if (chunk < queries_.first_chunk || chunk >= queries_.end_chunk) {
     std::fill_n(sums.peak, rows_, -INFINITY);
     std::fill_n(sums.weight, rows_, 0.0f);
     return;
   }
-  load_scales(chunk);
+  load_scales(chunk, next);
   constexpr int64_t kStride = score_stride(1);
-  score_chunk(chunk, buffers_.scores, kStride);
+  score_chunk(chunk, next, buffers_.scores, kStride);
   for (int64_t r = 0; r < rows_; ++r)
     sums.peak[r] = std::ceil(passes_.largest(row_scores(r, chunk, buffers_.scores, kStride)));
-  sum_chunk(chunk, buffers_.scores, kStride, sums);
+  sum_chunk(chunk, next, buffers_.scores, kStride, sums);
 }
 
 void BlockAttention::gather(const ChunkSums& chunks, int64_t rows) {

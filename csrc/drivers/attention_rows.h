@@ -1,23 +1,15 @@
-// One task of attention: some query tokens of one sequence with all query heads of one KV head.
-//
-// Rows are ordered token-major: row r is token first_token + r / group, query head kv_head * group + r % group.
+// One task of attention, chunk by chunk of tokens.
 #pragma once
-#include "drivers/attention_problem.h"
-#include "runtime/scratch.h"
+#include <vector>
+
+#include "drivers/query_rows.h"
 
 namespace torch_cpullm::drivers {
-
-enum class Method : uint8_t { slim, flash };
-
-struct RowBlock {
-  int64_t b, kv_head, first_token, tokens;
-  Method method;
-  int64_t first_chunk, end_chunk;  // that a row may see
-};
 
 // The largest block of a problem: what buffers are made for.
 struct BlockShape {
   int64_t rows = 0, chunks = 0, score_tokens = 0, slim_chunks = 0;
+  int64_t query_sets = 1;  // how many blocks' queries are kept at a time
 };
 
 // Floats from a row of scores to the next: a line more than the scores, or rows of a tile would meet in few cache sets.
@@ -38,11 +30,11 @@ void take_sums(runtime::Carver& carver, int64_t rows, int64_t channels, ChunkSum
 
 // Working memory of one thread.
 struct BlockBuffers {
-  uint8_t *queries, *weights;
-  int32_t *query_sum, *weight_sum;
-  float *factor, *scores;
-  kernels::RowRange* seen;
-  const uint8_t **keys, **values;          // of the block's pages
+  std::vector<QueryRows> queries;
+  const uint8_t** pages;  // of the block's chunks and one more: where the layer starts in each
+  uint8_t* weights;
+  int32_t* weight_sum;
+  float* scores;
   float *key_scale, *value_scale, *sound;  // of a chunk
   uint8_t* keep;                           // the tree's bits of a row, spread
   float* peaks;                            // slim: [chunks][rows]
@@ -53,25 +45,28 @@ struct BlockBuffers {
 
 class BlockAttention {
  public:
-  BlockAttention(const AttentionProblem& problem, const RowBlock& block, const BlockBuffers& buffers);
+  BlockAttention(const AttentionProblem& problem, const RowBlock& block, const BlockBuffers& buffers,
+                 const QueryRows& queries);
 
-  // The whole task, results into the problem's out.
+  // The whole task, results into the problem's out. Before it, find_pages(), and the queries are there.
   void run();
-  // Or chunk by chunk, in any order and on any thread: prepare(), then chunks; and when all are there, gather() adds
-  // them up in order. `rows`: how many each chunk's sums have room for.
-  void prepare();
-  void run_chunk(int64_t chunk, const ChunkSums& sums);
+  // Or chunk by chunk, in any order and on any thread; and when all are there, gather() adds them up in order. `next`:
+  // the head's pages of the chunk that will follow. `rows`: how many each chunk's sums have room for.
+  void run_chunk(int64_t chunk, const kernels::PageParts& next, const ChunkSums& sums);
   void gather(const ChunkSums& chunks, int64_t rows);
 
- private:
-  void find_ranges();
-  void encode_queries();
+  // Pages of the block's chunks, for all heads.
   void find_pages();
-  void load_scales(int64_t chunk);
-  void score_chunk(int64_t chunk, float* scores, int64_t stride);
+  // A chunk's parts of pages, `offset` bytes behind the start of the head.
+  kernels::PageParts parts(int64_t chunk, int64_t offset = 0) const;
+
+ private:
+  int64_t pages_in(int64_t chunk) const;
+  void load_scales(int64_t chunk, const kernels::PageParts& next);
+  void score_chunk(int64_t chunk, const kernels::PageParts& next, float* scores, int64_t stride);
   kernels::RowScores row_scores(int64_t row, int64_t chunk, float* scores, int64_t stride) const;
   float shift_for(int64_t row, int64_t chunk, float peak) const;
-  void sum_chunk(int64_t chunk, float* scores, int64_t stride, const ChunkSums& sums);
+  void sum_chunk(int64_t chunk, const kernels::PageParts& next, float* scores, int64_t stride, const ChunkSums& sums);
   void run_slim();
   void run_flash();
   void clear_total();
@@ -81,10 +76,10 @@ class BlockAttention {
   const AttentionProblem& problem_;
   const RowBlock& block_;
   const BlockBuffers& buffers_;
+  const QueryRows& queries_;
   const kernels::AttentionProducts& products_;
   const kernels::AttentionPasses& passes_;
   int64_t rows_, channels_, group_;
-  int64_t first_, end_;  // chunks that a row sees
   bool altered_;
   bool sound_ = true;  // of the loaded chunk
 };

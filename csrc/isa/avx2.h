@@ -100,11 +100,9 @@ inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
   return {keep_lanes(a.lo, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), begin, end),
           keep_lanes(a.hi, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15), begin, end)};
 }
-inline __m256 power_of_two(__m256 n) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
-}
-inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
-  return {_mm256_mul_ps(a.lo, power_of_two(n.lo)), _mm256_mul_ps(a.hi, power_of_two(n.hi))};
+inline f32x16 last_bits_as_exponent(f32x16 a) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.lo), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.hi), 23))};
 }
 inline float reduce_add(f32x16 a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);
@@ -166,6 +164,20 @@ inline void store_s8(int8_t* p, i32x16 a) {
   const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
   const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+// Two vectors' words, lane by lane: a[0..3], a[8..11], b[0..3], b[8..11], and 4 further on the same.
+inline void store_words(int8_t* p, __m256i a, __m256i b) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
+}
+inline void store_digits(int8_t* high, int8_t* low, const i32x16 (&number)[4]) {
+  const __m256i mask = _mm256_set1_epi16(127);
+  for (int i = 0; i < 4; i += 2) {
+    const __m256i a = _mm256_packs_epi32(number[i].lo, number[i].hi);
+    const __m256i b = _mm256_packs_epi32(number[i + 1].lo, number[i + 1].hi);
+    store_words(high + 16 * i, _mm256_srli_epi16(a, 7), _mm256_srli_epi16(b, 7));
+    store_words(low + 16 * i, _mm256_and_si256(a, mask), _mm256_and_si256(b, mask));
+  }
 }
 inline f32x16 load_as_f32(const layout::float16* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

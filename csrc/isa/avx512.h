@@ -79,9 +79,8 @@ inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
   const auto kept = static_cast<__mmask16>(first_lanes(end) & ~first_lanes(begin));
   return _mm512_mask_blend_ps(kept, _mm512_set1_ps(-INFINITY), a);
 }
-inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
-  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-  return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+inline f32x16 last_bits_as_exponent(f32x16 a) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }
 inline float reduce_add(f32x16 a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
@@ -137,6 +136,18 @@ inline void store_bf16(uint16_t* p, f32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bf16_bits(a)));
 }
 inline void store_s8(int8_t* p, i32x16 a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a)); }
+
+// Sixty-four words in the order that packing leaves, group j of four in lane l of vector j.
+inline void store_words(int8_t* p, __m512i a, __m512i b) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b)));
+}
+inline void store_digits(int8_t* high, int8_t* low, const i32x16 (&number)[4]) {
+  const __m512i mask = _mm512_set1_epi16(127);
+  const __m512i a = _mm512_packs_epi32(number[0], number[1]), b = _mm512_packs_epi32(number[2], number[3]);
+  store_words(high, _mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7));
+  store_words(low, _mm512_and_si512(a, mask), _mm512_and_si512(b, mask));
+}
 
 using u8x64 = __m512i;
 inline u8x64 load_u8(const uint8_t* p) { return _mm512_loadu_si512(p); }

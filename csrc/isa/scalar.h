@@ -99,13 +99,15 @@ inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
 inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
   return each_lane([&](int i) { return i >= begin && i < end ? a.v[i] : -INFINITY; });
 }
-// a * 2^n for integral n in [-126, 127], by adding to the exponent bits.
-inline f32x16 scale_by_power_of_two(f32x16 a, f32x16 n) {
+// The last bits of each number, moved to where its exponent is.
+inline f32x16 last_bits_as_exponent(f32x16 a) {
   return each_lane([&](int i) {
-    const int32_t bits = (static_cast<int32_t>(n.v[i]) + 127) << 23;
+    uint32_t bits;
+    std::memcpy(&bits, &a.v[i], sizeof bits);
+    bits <<= 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return a.v[i] * power;
+    return power;
   });
 }
 inline float reduce_add(f32x16 a) {
@@ -185,6 +187,13 @@ inline void store_bf16(uint16_t* p, f32x16 a) {
 // Lanes in [-128, 127], as signed bytes.
 inline void store_s8(int8_t* p, i32x16 a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
+// Sixty-four numbers in [0, 2^14) as two bytes each, 128 * high + low.
+inline void store_digits(int8_t* high, int8_t* low, const i32x16 (&number)[4]) {
+  for (int i = 0; i < 64; ++i) {
+    high[i] = static_cast<int8_t>(number[i / 16].v[i % 16] >> 7);
+    low[i] = static_cast<int8_t>(number[i / 16].v[i % 16] & 127);
+  }
 }
 inline f32x16 load_as_f32(const layout::float16* p) {
   return each_lane([&](int i) { return layout::to_float(p[i]); });

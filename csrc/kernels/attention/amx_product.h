@@ -23,8 +23,8 @@ constexpr int64_t kTileLines = 16;
 // A tile's place: rows on the left, lines of pages, floats that come out.
 struct TilePlace {
   const uint8_t* left;
-  const uint8_t* const* blocks;  // `count` of them, `steps` registers of depth each
-  const uint8_t* const* ahead;
+  kernels::PageParts blocks;  // `count` of them, `steps` registers of depth each
+  kernels::Ahead ahead;
   int64_t count, steps;
   int64_t next, offset;  // bytes from a line of depth to the following; of the columns in it
   int64_t columns;       // a multiple of 16
@@ -44,8 +44,8 @@ inline void fetch_lines(const uint8_t* lines, int64_t next) {
 }
 
 struct Int8Tiles {
-  static constexpr int64_t kColumns = 32, kDepth = 4;  // kDepth: of a line
-  static constexpr int64_t kFewestChannels = 32;       // the lines of 64 would reach beyond a head of 16
+  static constexpr int64_t kRows = 16, kColumns = 32, kDepth = 4;  // kDepth: of a line
+  static constexpr int64_t kFewestChannels = 32;                   // the lines of 64 would reach beyond a head of 16
   alignas(64) int32_t high[kTileRows][kColumns], low[kTileRows][kColumns];
 
   static void shapes(TileShapes& shapes, int64_t rows) {
@@ -74,8 +74,46 @@ struct Int8Tiles {
   }
 };
 
+// Up to 8 rows: both bytes of a row are rows of one register.
+struct Int8Pairs {
+  static constexpr int64_t kRows = 8, kColumns = 64, kDepth = 4;
+  alignas(64) int32_t sum[2 * kRows][kColumns];
+
+  static void shapes(TileShapes& shapes, int64_t rows) {
+    for (int tile = 0; tile < 5; ++tile) shapes.set(tile, 2 * rows, kLineBytes);
+    for (int tile = 5; tile < 8; ++tile) shapes.set(tile, kTileLines, kLineBytes);
+  }
+  static void step(const uint8_t* lines, const TilePlace& t, const uint8_t* left, const kernels::RowLayout& layout) {
+    tile_load<4>(left, layout.plane);
+    tile_load<5>(lines, t.next);
+    tile_dot_s8_u8<0, 4, 5>();
+    if (t.columns > 16) {
+      tile_load<6>(lines + kLineBytes, t.next);
+      tile_dot_s8_u8<1, 4, 6>();
+    }
+    if (t.columns > 32) {
+      tile_load<7>(lines + 2 * kLineBytes, t.next);
+      tile_dot_s8_u8<2, 4, 7>();
+    }
+    if (t.columns > 48) {
+      tile_load<5>(lines + 3 * kLineBytes, t.next);
+      tile_dot_s8_u8<3, 4, 5>();
+    }
+  }
+  void store() {
+    tile_store<0>(sum[0], sizeof sum[0]);
+    tile_store<1>(sum[0] + 16, sizeof sum[0]);
+    tile_store<2>(sum[0] + 32, sizeof sum[0]);
+    tile_store<3>(sum[0] + 48, sizeof sum[0]);
+  }
+  f32x16 value(const TilePlace& t, int64_t row, int64_t column) const {
+    const i32x16 high = add(load_i32(sum[2 * row] + column), set1_i32(-t.row_sum[row]));
+    return to_f32(add(shift_left(high, 7), load_i32(sum[2 * row + 1] + column)));
+  }
+};
+
 struct Bf16Tiles {
-  static constexpr int64_t kColumns = 64, kDepth = 2;
+  static constexpr int64_t kRows = 16, kColumns = 64, kDepth = 2;
   alignas(64) float sum[kTileRows][kColumns];
 
   static void shapes(TileShapes& shapes, int64_t rows) {
@@ -126,7 +164,7 @@ class RowTiles {
     for (int64_t block = 0; block < t.count; ++block) {
       for (int64_t step = 0; step < t.steps; ++step, left += kLineBytes) {
         const int64_t place = t.offset + step * kTileLines * t.next;
-        if (t.ahead) fetch_lines<Sums::kColumns>(t.ahead[block] + place, t.next);
+        if (const uint8_t* ahead = t.ahead[block]) fetch_lines<Sums::kColumns>(ahead + place, t.next);
         Sums::step(t.blocks[block] + place, t, left, layout_);
       }
     }
@@ -160,10 +198,11 @@ class RowTiles {
 // body(tiles, row, rows) for whole tiles of rows, then for what is left.
 template <class Sums, class Body>
 inline void for_row_tiles(const Rows& a, const Body& body) {
-  const int64_t whole = a.count / kTileRows * kTileRows;
+  constexpr int64_t kRows = Sums::kRows;
+  const int64_t whole = a.count / kRows * kRows;
   if (whole > 0) {
-    RowTiles<Sums> tiles(a.layout, kTileRows);
-    for (int64_t row = 0; row < whole; row += kTileRows) body(tiles, row, kTileRows);
+    RowTiles<Sums> tiles(a.layout, kRows);
+    for (int64_t row = 0; row < whole; row += kRows) body(tiles, row, kRows);
   }
   if (whole < a.count) {
     RowTiles<Sums> tiles(a.layout, a.count - whole);
@@ -177,11 +216,11 @@ void scores_on_tiles(const kernels::ScoreTask& t) {
   for_row_tiles<Sums>(t.q, [&](RowTiles<Sums>& tiles, int64_t row, int64_t rows) {
     const RowRange pages = seen_pages(t.q, row, rows, t.first, t.pages);
     for (int64_t page = pages.begin; page < pages.end; ++page) {
-      const uint8_t* const* ahead = row == 0 && t.ahead ? t.ahead + page : nullptr;
       for (int64_t column = 0; column < kPageTokens; column += Sums::kColumns)
-        tiles.multiply({t.q.data + row * t.q.layout.bytes, t.keys + page, ahead, 1, (t.channels + kDepth - 1) / kDepth,
-                        kPageTokens / 16 * kLineBytes, column * 4, Sums::kColumns, t.q.sum + row, t.factor + row,
-                        t.scores + row * t.stride + page * kPageTokens + column, t.stride});
+        tiles.multiply({t.q.data + row * t.q.layout.bytes, t.keys.from(page), ahead_of(t, row, page), 1,
+                        (t.channels + kDepth - 1) / kDepth, kPageTokens / 16 * kLineBytes, column * 4, Sums::kColumns,
+                        t.q.sum + row, t.factor + row, t.scores + row * t.stride + page * kPageTokens + column,
+                        t.stride});
     }
   });
 }
@@ -192,9 +231,8 @@ void values_on_tiles(const kernels::ValueTask& t) {
   for_row_tiles<Sums>(t.p, [&](RowTiles<Sums>& tiles, int64_t row, int64_t rows) {
     const RowRange pages = seen_pages(t.p, row, rows, t.first, t.pages);
     const uint8_t* left = t.p.data + row * t.p.layout.bytes + pages.begin * kSteps * kLineBytes;
-    const uint8_t* const* ahead = row == 0 && t.ahead ? t.ahead + pages.begin : nullptr;
     for (int64_t column = 0; column < t.channels; column += Sums::kColumns)
-      tiles.multiply({left, t.values + pages.begin, ahead, pages.end - pages.begin, kSteps,
+      tiles.multiply({left, t.values.from(pages.begin), ahead_of(t, row, pages.begin), pages.end - pages.begin, kSteps,
                       t.channels / 16 * kLineBytes, column * 4, std::min(Sums::kColumns, t.channels - column),
                       t.p.sum + row, nullptr, t.out + row * t.stride + column, t.stride});
   });

@@ -44,20 +44,38 @@ struct Rows {
   const RowRange* seen;  // absolute tokens; pages that no row of a tile sees are left out
 };
 
+// The same part, K or V of one head, of some pages: page i's is `offset` bytes behind pages[i].
+struct PageParts {
+  const uint8_t* const* pages;
+  int64_t offset;
+
+  const uint8_t* operator[](int64_t i) const { return pages[i] + offset; }
+  PageParts from(int64_t i) const { return {pages + i, offset}; }
+};
+
+// What is prefetched while page i is read, line for line: part i, from `first` on.
+struct Ahead {
+  PageParts parts;
+  int64_t first = INT64_MAX;
+
+  const uint8_t* operator[](int64_t i) const { return i < first ? nullptr : parts[i]; }
+  Ahead from(int64_t i) const { return first == INT64_MAX ? *this : Ahead{parts.from(i), first - i}; }
+};
+
 // Both products go over `pages` pages of a sequence, of which the first begins at token `first`.
 struct ScoreTask {
   Rows q;
   const float* factor;
-  const uint8_t* const* keys;   // K of each page
-  const uint8_t* const* ahead;  // what to prefetch while a page is read, line by line; may be null
+  PageParts keys;
+  Ahead ahead;
   int64_t first, pages, channels;
   float* scores;  // left as they were for pages that no row of a tile sees
   int64_t stride;
 };
 struct ValueTask {
   Rows p;  // kChunkTokens deep
-  const uint8_t* const* values;
-  const uint8_t* const* ahead;
+  PageParts values;
+  Ahead ahead;
   int64_t first, pages, channels;
   float* out;  // overwritten
   int64_t stride;
@@ -86,7 +104,13 @@ struct RowScores {
   int64_t position;     // of the row, counted from the chunk's first token
   const float* bias;    // null: none; s += bias[t], and below kHiddenBelow it hides
   const uint8_t* keep;  // null: all of [begin, end)
+  // What weigh prefetches meanwhile: up to kWeighLines lines.
+  const uint8_t* ahead;
+  int64_t ahead_lines;
 };
+
+// Memory delivers about as many lines in the time that a row's weights take.
+constexpr int64_t kWeighLines = 32;
 
 struct AttentionPasses {
   // Encodes `depth` numbers as a row; the result times the encoded numbers gives them back. NaN where x holds NaN or

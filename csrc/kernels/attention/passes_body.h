@@ -89,8 +89,8 @@ inline void for_seen(const RowScores& t, const Body& body) {
 }
 inline f32x16 within(const RowScores& t, int64_t i, f32x16 a) {
   if (i >= t.begin && i + 16 <= t.end) return a;
-  return keep_lanes(a, static_cast<int>(std::max<int64_t>(t.begin - i, 0)),
-                    static_cast<int>(std::min<int64_t>(t.end - i, 16)));
+  return keep_lanes(a, static_cast<int>(std::clamp<int64_t>(t.begin - i, 0, 16)),
+                    static_cast<int>(std::clamp<int64_t>(t.end - i, 0, 16)));
 }
 
 inline f32x16 altered(const RowScores& t, int64_t i) {
@@ -134,49 +134,77 @@ float largest(const RowScores& t) {
   return reduce_max(most);
 }
 
+// Weights of four vectors are made side by side, for their long chains of operations.
+constexpr int kSide = 4;
+constexpr int64_t kSideTokens = 16 * kSide;
+
 // How weights are written, by format.
 struct F32Weights {
   float* row;
   explicit F32Weights(uint8_t* to) : row(reinterpret_cast<float*>(to)) {}
-  void put(int64_t i, f32x16 p, const float*) { store_f32(row + i, p); }
+  void put(int64_t i, const f32x16 (&p)[kSide], const float*) {
+    for (int v = 0; v < kSide; ++v) store_f32(row + i + 16 * v, p[v]);
+  }
   int32_t sum() const { return 0; }
 };
 struct Bf16Weights {
   uint16_t* row;
   explicit Bf16Weights(uint8_t* to) : row(reinterpret_cast<uint16_t*>(to)) {}
-  void put(int64_t i, f32x16 p, const float*) { store_bf16(row + i, p); }
+  void put(int64_t i, const f32x16 (&p)[kSide], const float*) {
+    for (int v = 0; v < kSide; ++v) store_bf16(row + i + 16 * v, p[v]);
+  }
   int32_t sum() const { return 0; }
 };
 struct Int8Weights {
-  uint8_t* row;
+  int8_t* row;
   i32x16 total = set1_i32(0);
-  explicit Int8Weights(uint8_t* to) : row(to) {}
-  void put(int64_t i, f32x16 p, const float* value_scale) {
-    const i32x16 number =
-        to_i32(min(mul(p, load_f32(value_scale + i)), set1_f32(kWeightPeak)));  // NaN becomes the peak
-    store_digits(row, kChunkTokens, i, number);
-    total = add(total, number);
+  explicit Int8Weights(uint8_t* to) : row(reinterpret_cast<int8_t*>(to)) {}
+  void put(int64_t i, const f32x16 (&p)[kSide], const float* value_scale) {
+    i32x16 number[kSide];
+#pragma GCC unroll 4
+    for (int v = 0; v < kSide; ++v) {
+      const f32x16 scaled = mul(p[v], load_f32(value_scale + i + 16 * v));
+      number[v] = to_i32(min(scaled, set1_f32(kWeightPeak)));  // NaN becomes the peak
+    }
+    store_digits(row + i, row + kChunkTokens + i, number);
+    total = add(total, add(add(number[0], number[1]), add(number[2], number[3])));
   }
   int32_t sum() const { return reduce_add(total); }
 };
 
+// Scores minus the shift, of what the row sees.
+inline f32x16 shifted_score(const RowScores& t, int64_t i, f32x16 shift) {
+  const f32x16 s = load_f32(t.s + i);
+  return t.altered ? sub(s, shift) : sub(mul(s, load_f32(t.key_scale + i)), shift);
+}
+
 template <class Weights, Format kFormat>
 float weigh(const RowScores& t, float shift, uint8_t* row, int32_t* number_sum) {
   const RowLayout layout(kFormat, kChunkTokens);
-  if (t.begin > 0 || t.end < kChunkTokens) std::memset(row, 0, static_cast<size_t>(layout.bytes));
+  const int64_t begin = t.begin / kSideTokens * kSideTokens;
+  const int64_t end = (t.end + kSideTokens - 1) / kSideTokens * kSideTokens;
+  if (begin > 0 || end < kChunkTokens) std::memset(row, 0, static_cast<size_t>(layout.bytes));
   Weights weights(row);
   const f32x16 down = set1_f32(shift);
   f32x16 sum = zero_f32();
-  const auto weight = [&](int64_t i, f32x16 s) {
-    f32x16 p = exp2(sub(s, down));
+  constexpr int64_t kSideLines = kernels::kWeighLines * kSideTokens / kChunkTokens;
+  int64_t line = 0;
+  for (int64_t i = begin; i < end; i += kSideTokens) {
+    const bool whole = i >= t.begin && i + kSideTokens <= t.end;
+    f32x16 p[kSide];
+#pragma GCC unroll 4
+    for (int v = 0; v < kSide; ++v) {
+      const f32x16 s = shifted_score(t, i + 16 * v, down);
+      p[v] = exp2(whole ? s : within(t, i + 16 * v, s));
+    }
+    for (const int64_t until = std::min(line + kSideLines, t.ahead_lines); line < until; ++line)
+      __builtin_prefetch(t.ahead + line * 64, 0, 2);
     weights.put(i, p, t.value_scale);
-    if (t.sound) p = zero_where_zero(p, mul(p, load_f32(t.sound + i)));
-    sum = add(sum, p);
-  };
-  if (t.altered) {
-    for_seen(t, [&](int64_t i) { weight(i, load_f32(t.s + i)); });
-  } else {
-    for_seen(t, [&](int64_t i) { weight(i, within(t, i, mul(load_f32(t.s + i), load_f32(t.key_scale + i)))); });
+    if (t.sound) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kSide; ++v) p[v] = zero_where_zero(p[v], mul(p[v], load_f32(t.sound + i + 16 * v)));
+    }
+    sum = add(sum, add(add(p[0], p[1]), add(p[2], p[3])));
   }
   *number_sum = weights.sum();
   return reduce_add(sum);

@@ -56,9 +56,9 @@ struct Bf16Product {
 
 // `count` blocks of `lines` lines of depth, one behind the other in depth, as one tile of columns sees them.
 struct Lines {
-  const uint8_t* const* blocks;
-  const uint8_t* const* ahead;  // null: nothing to prefetch
-  int64_t count, lines, next;   // next: bytes to the following line of depth
+  kernels::PageParts blocks;
+  kernels::Ahead ahead;
+  int64_t count, lines, next;  // next: bytes to the following line of depth
 };
 
 template <class Op, int RowCount, int Vectors>
@@ -72,7 +72,7 @@ inline void multiply_tile(const Lines& lines, int64_t offset, const Rows& a, int
   }
   for (int64_t block = 0; block < lines.count; ++block) {
     const uint8_t* line = lines.blocks[block] + offset;
-    const uint8_t* ahead = lines.ahead ? lines.ahead[block] + offset : nullptr;
+    const uint8_t* ahead = lines.ahead[block] ? lines.ahead[block] + offset : nullptr;
     for (int64_t i = 0; i < lines.lines; ++i, line += lines.next, left += 4) {
       decltype(Op::line(line)) b[Vectors];
 #pragma GCC unroll 4
@@ -122,6 +122,12 @@ inline RowRange seen_pages(const Rows& a, int64_t row, int64_t count, int64_t fi
           std::min(pages, (seen.end - first + kPageTokens - 1) / kPageTokens)};
 }
 
+// The first rows prefetch for all.
+template <class Task>
+inline kernels::Ahead ahead_of(const Task& t, int64_t row, int64_t page) {
+  return row == 0 ? t.ahead.from(page) : kernels::Ahead{};
+}
+
 template <class Op, int Vectors>
 inline void scores_of_width(const kernels::ScoreTask& t) {
   constexpr int kRows = kRowsOf<Op, Vectors>;
@@ -129,7 +135,7 @@ inline void scores_of_width(const kernels::ScoreTask& t) {
     const int64_t rows = std::min<int64_t>(kRows, t.q.count - row);
     const RowRange pages = seen_pages(t.q, row, rows, t.first, t.pages);
     for (int64_t page = pages.begin; page < pages.end; ++page) {
-      const Lines lines{t.keys + page, row == 0 && t.ahead ? t.ahead + page : nullptr, 1, t.channels / Op::kDepth,
+      const Lines lines{t.keys.from(page), ahead_of(t, row, page), 1, t.channels / Op::kDepth,
                         kPageTokens / 16 * kLineBytes};
       for (int64_t column = 0; column < kPageTokens; column += 16 * Vectors)
         multiply_rows<Op, kRows, Vectors>(rows, lines, column * 4, t.q, row, t.q.data + row * t.q.layout.bytes,
@@ -151,8 +157,8 @@ void scores(const kernels::ScoreTask& t) {
 template <class Op, int RowCount, int Vectors>
 inline void value_columns(const kernels::ValueTask& t, int64_t row, int64_t rows, RowRange pages, int64_t first,
                           int64_t end) {
-  const Lines lines{t.values + pages.begin, row == 0 && t.ahead ? t.ahead + pages.begin : nullptr,
-                    pages.end - pages.begin, kPageTokens / Op::kDepth, t.channels / 16 * kLineBytes};
+  const Lines lines{t.values.from(pages.begin), ahead_of(t, row, pages.begin), pages.end - pages.begin,
+                    kPageTokens / Op::kDepth, t.channels / 16 * kLineBytes};
   const uint8_t* left = t.p.data + row * t.p.layout.bytes + pages.begin * kPageTokens / Op::kDepth * 4;
   for (int64_t column = first; column < end; column += 16 * Vectors)
     multiply_rows<Op, RowCount, Vectors>(rows, lines, column * 4, t.p, row, left, static_cast<const float*>(nullptr),
