@@ -41,6 +41,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 FORMATS: tuple[KvFormat, ...] = ("int8", "bf16")
 METHODS = {"slim": 1 << 40, "flash": 0}
 QUERY_ROWS = (1, 2, 4, 8, 16)
+UNEVEN = (32, 16, 8, 4, 1, 1, 1, 1)  # lengths of a batch, in parts of their sum
 DEPTHS = (2048, 8192)
 
 
@@ -139,8 +140,14 @@ def decode_cases(threads: int) -> dict[tuple[Shape, int, int], tuple[Case, int]]
                     lambda kvs, q=query_BTHC, s=shape.scale: [attention.paged_attention(q, kv, s) for kv in kvs],
                     layers.at(depth),
                 )
+            if batch == len(UNEVEN):
+                calls["uneven"] = rotated(
+                    lambda kvs, q=query_BTHC, s=shape.scale: [attention.paged_attention(q, kv, s) for kv in kvs],
+                    layers.uneven([depth * batch * part // sum(UNEVEN) - 1 for part in UNEVEN]),
+                )
             count = layers.bytes_of(depth + 1)
-            cases[shape, batch, depth] = Case(calls, {"read": lambda n=count: cold_read(threads, n)}, [layers.pool.pages]), count
+            measures = {"read": lambda n=count: cold_read(threads, n)}
+            cases[shape, batch, depth] = Case(calls, measures, [layers.pool.pages]), count
     return cases
 
 
@@ -155,7 +162,7 @@ def decode(threads: int, units: int, console: Console) -> list[dict[str, Any]]:
     place = main_placement([case for case, _ in cases.values()])
     table = Table(title=f"decode over INT8 pages, {threads} threads, placement '{place}'")
     several = (f"t({n})/t(1)" for n in QUERY_ROWS[1:])
-    for heading in ("heads", "batch", "depth", "codes and scales", "of read", *several):
+    for heading in ("heads", "batch", "depth", "codes and scales", "of read", *several, "uneven"):
         table.add_column(heading, justify="right")
     rows = []
     for (shape, batch, depth), (case, count) in cases.items():
@@ -165,11 +172,13 @@ def decode(threads: int, units: int, console: Console) -> list[dict[str, Any]]:
             "share_of_read": median_of(case, place, lambda u, c=count: c / u["1 rows"] / u["read"]),
             "t": {n: median_of(case, place, lambda u, n=n: u[f"{n} rows"] / u["1 rows"])
                   for n in QUERY_ROWS[1:] if f"{n} rows" in case.calls},
+            "uneven": median_of(case, place, lambda u: u["uneven"] / u["1 rows"]) if "uneven" in case.calls else None,
         }  # fmt: skip
         rows.append(row)
         table.add_row(
             str(shape), str(batch), str(depth), f"{row['gb_per_s']:.1f} GB/s", f"{row['share_of_read']:.0%}",
-            *(f"{ratio:.2f}" for ratio in row["t"].values()),
+            *(f"{row['t'][n]:.2f}" if n in row["t"] else "" for n in QUERY_ROWS[1:]),
+            f"{row['uneven']:.2f}" if row["uneven"] else "",
         )  # fmt: skip
     console.print(table)
     return rows

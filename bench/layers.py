@@ -1,8 +1,9 @@
-"""Layers of a paged cache as a model has them: pages of all layers side by side, more of them than a CPU's caches hold."""
+"""Layers of a paged cache as a model has them: pages of all layers side by side, more than a CPU's caches hold."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,20 @@ class Layers:
         """For each batch the views of all layers, with so many tokens before a call."""
         views = [dataclasses.replace(kv, past_B=torch.full_like(kv.past_B, past)) for kv in self.views]
         return [views[i : i + self.count] for i in range(0, len(views), self.count)]
+
+    def uneven(self, past: Sequence[int]) -> list[list[KvPages]]:
+        """The same pages shared out to sequences of other lengths, before a call with one token each."""
+        counts = [-(-(tokens + 1) // PAGE_TOKENS) for tokens in past]
+        past_B = torch.tensor(past, dtype=torch.int32)
+        found = []
+        for views in self.at(0):
+            pages = views[0].table_BP.flatten()
+            if sum(counts) > len(pages):
+                raise ValueError(f"past: expected at most {len(pages)} pages in all, got {sum(counts)}")
+            rows = pages[: sum(counts)].split(counts)
+            table_BP = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=int(pages[0]))
+            found.append([dataclasses.replace(kv, table_BP=table_BP, past_B=past_B) for kv in views])
+        return found
 
     def bytes_of(self, tokens: int) -> int:
         """Codes and scales of so many tokens of a batch's sequences, in all layers."""

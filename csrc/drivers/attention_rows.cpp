@@ -140,14 +140,12 @@ kernels::RowScores BlockAttention::row_scores(int64_t row, int64_t chunk, float*
   return out;
 }
 
-// Weights against int8 pages are rounded to whole numbers: the shift that uses all of their bits. Value scales up to
-// the row's own last token only: what comes later must not change a bit.
-float BlockAttention::shift_for(int64_t row, int64_t chunk, float peak) const {
-  if (problem_.pages.format != layout::Format::int8) return peak;
-  const int64_t end = std::clamp<int64_t>(queries_.seen[row].end - chunk * kChunkTokens, 0, kChunkTokens);
-  const float scale = passes_.largest_scale(buffers_.value_scale, end);
-  if (!(scale > 0.0f)) return peak;
-  return peak - static_cast<float>(std::clamp(std::ilogb(kWeightPeak / scale), -100, 60));
+// Weights against int8 pages are rounded to whole numbers: the powers of two that use all of their bits, for the value
+// scales of `tokens` tokens of the chunk.
+float BlockAttention::weight_bits(int64_t tokens) const {
+  if (problem_.pages.format != layout::Format::int8) return 0.0f;
+  const float scale = passes_.largest_scale(buffers_.value_scale, tokens);
+  return scale > 0.0f ? static_cast<float>(std::clamp(std::ilogb(kWeightPeak / scale), -100, 60)) : 0.0f;
 }
 
 // From scores to sums: one chunk's weights and their product with the values. Fills in all but the peaks.
@@ -161,10 +159,15 @@ void BlockAttention::sum_chunk(int64_t chunk, const PageParts& next, float* scor
   const PageParts ahead{next.pages, next.offset + value_offset};
   const int64_t page_rows = ceil_div(page_lines, kernels::kWeighLines);
   const int64_t pages = pages_in(chunk), weighed_pages = std::min(pages, rows_ / page_rows);
+  int64_t tokens = -1;
+  float bits = 0.0f;
   for (int64_t r = 0; r < rows_; ++r) {
+    // Up to the row's own last token: what comes later must not change a bit.
+    const int64_t end = std::clamp<int64_t>(queries_.seen[r].end - chunk * kChunkTokens, 0, kChunkTokens);
+    if (end != tokens) bits = weight_bits(tokens = end);
     // Nothing to see, or nothing but NaN, which any shift brings out.
     const float peak = sums.peak[r] == -INFINITY ? 0.0f : sums.peak[r];
-    sums.shift[r] = shift_for(r, chunk, peak);
+    sums.shift[r] = peak - bits;
     kernels::RowScores row = row_scores(r, chunk, scores, stride);
     if (r / page_rows < weighed_pages) {
       const int64_t line = r % page_rows * kernels::kWeighLines;

@@ -65,7 +65,7 @@ class BlockAttention {
   void load_scales(int64_t chunk, const kernels::PageParts& next);
   void score_chunk(int64_t chunk, const kernels::PageParts& next, float* scores, int64_t stride);
   kernels::RowScores row_scores(int64_t row, int64_t chunk, float* scores, int64_t stride) const;
-  float shift_for(int64_t row, int64_t chunk, float peak) const;
+  float weight_bits(int64_t tokens) const;
   void sum_chunk(int64_t chunk, const kernels::PageParts& next, float* scores, int64_t stride, const ChunkSums& sums);
   void run_slim();
   void run_flash();

@@ -68,9 +68,10 @@ struct Int8Tiles {
     tile_store<2>(low[0], sizeof low[0]);
     tile_store<3>(low[0] + 16, sizeof low[0]);
   }
-  f32x16 value(const TilePlace& t, int64_t row, int64_t column) const {
+  static i32x16 start(const TilePlace& t, int64_t row) { return shift_left(set1_i32(-t.row_sum[row]), 7); }
+  f32x16 value(i32x16 start, int64_t row, int64_t column) const {
     const i32x16 sum = add(shift_left(load_i32(high[row] + column), 7), load_i32(low[row] + column));
-    return to_f32(add(sum, shift_left(set1_i32(-t.row_sum[row]), 7)));
+    return to_f32(add(sum, start));
   }
 };
 
@@ -106,9 +107,10 @@ struct Int8Pairs {
     tile_store<2>(sum[0] + 32, sizeof sum[0]);
     tile_store<3>(sum[0] + 48, sizeof sum[0]);
   }
-  f32x16 value(const TilePlace& t, int64_t row, int64_t column) const {
-    const i32x16 high = add(load_i32(sum[2 * row] + column), set1_i32(-t.row_sum[row]));
-    return to_f32(add(shift_left(high, 7), load_i32(sum[2 * row + 1] + column)));
+  static i32x16 start(const TilePlace& t, int64_t row) { return shift_left(set1_i32(-t.row_sum[row]), 7); }
+  f32x16 value(i32x16 start, int64_t row, int64_t column) const {
+    const i32x16 high = shift_left(load_i32(sum[2 * row] + column), 7);
+    return to_f32(add(add(high, load_i32(sum[2 * row + 1] + column)), start));
   }
 };
 
@@ -143,7 +145,8 @@ struct Bf16Tiles {
     tile_store<2>(sum[0] + 32, sizeof sum[0]);
     tile_store<3>(sum[0] + 48, sizeof sum[0]);
   }
-  f32x16 value(const TilePlace&, int64_t row, int64_t column) const { return load_f32(sum[row] + column); }
+  static int start(const TilePlace&, int64_t) { return 0; }
+  f32x16 value(int, int64_t row, int64_t column) const { return load_f32(sum[row] + column); }
 };
 
 // Tiles of `rows` rows, one after the other; the last one's floats come with the destructor.
@@ -180,10 +183,18 @@ class RowTiles {
     return shapes;
   }
   void finish() {
-    for (int64_t r = 0; waiting_.columns != 0 && r < rows_; ++r) {
-      const f32x16 scale = set1_f32(waiting_.factor ? waiting_.factor[r] : 1.0f);
-      for (int64_t column = 0; column < waiting_.columns; column += 16)
-        store_f32(waiting_.out + r * waiting_.stride + column, mul(sums_.value(waiting_, r, column), scale));
+    if (waiting_.columns == 0) return;
+    const TilePlace t = waiting_;  // in registers: the stores of floats could be to the members
+    const int64_t rows = rows_;
+    float* out = t.out;
+    for (int64_t r = 0; r < rows; ++r, out += t.stride) {
+      const f32x16 scale = set1_f32(t.factor ? t.factor[r] : 1.0f);
+      const auto start = Sums::start(t, r);
+#pragma GCC unroll 4
+      for (int64_t column = 0; column < Sums::kColumns; column += 16) {
+        if (column >= t.columns) break;
+        store_f32(out + column, mul(sums_.value(start, r, column), scale));
+      }
     }
     waiting_.columns = 0;
   }

@@ -172,14 +172,21 @@ struct Int8Weights {
   int32_t sum() const { return reduce_add(total); }
 };
 
-// Scores minus the shift, of what the row sees.
-inline f32x16 shifted_score(const RowScores& t, int64_t i, f32x16 shift) {
-  const f32x16 s = load_f32(t.s + i);
-  return t.altered ? sub(s, shift) : sub(mul(s, load_f32(t.key_scale + i)), shift);
+inline void load_scores(const RowScores& t, int64_t first, f32x16 (&s)[kSide]) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kSide; ++v) s[v] = load_f32(t.s + first + 16 * v);
+  if (!t.altered) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kSide; ++v) s[v] = mul(s[v], load_f32(t.key_scale + first + 16 * v));
+  }
+  if (first >= t.begin && first + kSideTokens <= t.end) return;
+#pragma GCC unroll 4
+  for (int v = 0; v < kSide; ++v) s[v] = within(t, first + 16 * v, s[v]);
 }
 
 template <class Weights, Format kFormat>
-float weigh(const RowScores& t, float shift, uint8_t* row, int32_t* number_sum) {
+float weigh(const RowScores& scores, float shift, uint8_t* row, int32_t* number_sum) {
+  const RowScores t = scores;  // in registers: the stores of bytes could be to it
   const RowLayout layout(kFormat, kChunkTokens);
   const int64_t begin = t.begin / kSideTokens * kSideTokens;
   const int64_t end = (t.end + kSideTokens - 1) / kSideTokens * kSideTokens;
@@ -190,13 +197,10 @@ float weigh(const RowScores& t, float shift, uint8_t* row, int32_t* number_sum) 
   constexpr int64_t kSideLines = kernels::kWeighLines * kSideTokens / kChunkTokens;
   int64_t line = 0;
   for (int64_t i = begin; i < end; i += kSideTokens) {
-    const bool whole = i >= t.begin && i + kSideTokens <= t.end;
     f32x16 p[kSide];
+    load_scores(t, i, p);
 #pragma GCC unroll 4
-    for (int v = 0; v < kSide; ++v) {
-      const f32x16 s = shifted_score(t, i + 16 * v, down);
-      p[v] = exp2(whole ? s : within(t, i + 16 * v, s));
-    }
+    for (int v = 0; v < kSide; ++v) p[v] = exp2(sub(p[v], down));
     for (const int64_t until = std::min(line + kSideLines, t.ahead_lines); line < until; ++line)
       __builtin_prefetch(t.ahead + line * 64, 0, 2);
     weights.put(i, p, t.value_scale);
