@@ -160,10 +160,15 @@ void Attention::run_band(size_t band, runtime::Range items, BlockBuffers& buffer
     const auto h = static_cast<size_t>(head);
     return BlockAttention(problem_, tasks_[band + h], buffers, buffers.queries[h]);
   };
+  const auto first = static_cast<size_t>(items.begin % heads);
   for (int64_t head = 0; head < std::min(heads, items.end - items.begin); ++head) {
     const auto h = static_cast<size_t>((items.begin + head) % heads);
-    buffers.queries[h].find_ranges(problem_, tasks_[band + h]);
-    buffers.queries[h].encode(problem_, tasks_[band + h]);
+    QueryRows& queries = buffers.queries[h];
+    if (h == first || problem_.mask_head_stride != 0)
+      queries.find_ranges(problem_, tasks_[band + h]);
+    else
+      queries.take_ranges(buffers.queries[first], tasks_[band].tokens * problem_.group());
+    queries.encode(problem_, tasks_[band + h]);
   }
   attention(0).find_pages();
   const int64_t first_chunk = tasks_[band].first_chunk;

@@ -33,6 +33,10 @@ void QueryRows::find_ranges(const AttentionProblem& problem, const RowBlock& blo
   first_chunk = block.end_chunk;
   end_chunk = block.first_chunk;
   for (int64_t r = 0; r < block.tokens * group; ++r) {
+    if (r % group > 0 && problem.mask_head_stride == 0) {
+      seen[r] = seen[r - 1];
+      continue;
+    }
     const int64_t token = block.first_token + r / group, head = block.kv_head * group + r % group;
     const int64_t own = past + token + 1;
     RowRange range{0, problem.causal() ? own : length};
@@ -53,6 +57,12 @@ void QueryRows::find_ranges(const AttentionProblem& problem, const RowBlock& blo
     end_chunk = std::max(end_chunk, layout::ceil_div(range.end, kChunkTokens));
   }
   end_chunk = std::max(end_chunk, first_chunk);
+}
+
+void QueryRows::take_ranges(const QueryRows& other, int64_t rows) {
+  std::copy_n(other.seen, rows, seen);
+  first_chunk = other.first_chunk;
+  end_chunk = other.end_chunk;
 }
 
 void QueryRows::encode(const AttentionProblem& problem, const RowBlock& block) {

@@ -34,6 +34,8 @@ struct QueryRows {
 
   void plan(runtime::Carver& carver, const AttentionProblem& problem, int64_t rows);
   void find_ranges(const AttentionProblem& problem, const RowBlock& block);
+  // Those of `rows` rows of another head, where heads share their mask.
+  void take_ranges(const QueryRows& other, int64_t rows);
   void encode(const AttentionProblem& problem, const RowBlock& block);
 };
 
