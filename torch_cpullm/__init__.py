@@ -3,14 +3,15 @@
 torch_cpullm.optimize(model)            in place; model.generate(...) is then several times faster
 print(torch_cpullm.explain(model))      what was swapped, and what was not and why
 torch_cpullm.restore(model)             the way back
+torch_cpullm.save(model, folder)        packed, and torch_cpullm.load(folder) has it again in a second
 print(torch_cpullm.info())              the machine, and what costs speed on it
 torch_cpullm.tune()                     measure once which attention method is the faster one here
 """
 
 from torch_cpullm import errors
-from torch_cpullm.api import explain, optimize, restore
+from torch_cpullm.api import explain, load, optimize, restore, save
 from torch_cpullm.config import Config
 from torch_cpullm.machine import info, tune
 from torch_cpullm.version import VERSION as __version__
 
-__all__ = ["Config", "__version__", "errors", "explain", "info", "optimize", "restore", "tune"]
+__all__ = ["Config", "__version__", "errors", "explain", "info", "load", "optimize", "restore", "save", "tune"]

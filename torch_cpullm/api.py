@@ -1,4 +1,4 @@
-"""The five-line story: optimize, explain, restore.
+"""The five-line story: optimize, explain, restore; and save and load.
 
 structure = detect(model)              what is there
 plan      = make_plan(structure, ...)  what to do, and why
@@ -7,8 +7,10 @@ swap(model, plan)                      prove, pack, swap
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -16,16 +18,19 @@ from torch import nn
 
 from torch_cpullm.config import Activations, Attention, Config, Embeddings, KvCache, Weights
 from torch_cpullm.detect import detect
-from torch_cpullm.errors import UnsupportedModelError
+from torch_cpullm.errors import StoredModelError, UnsupportedModelError
 from torch_cpullm.machine import apply_tuning
 from torch_cpullm.modules.progress import packing_progress
+from torch_cpullm.modules.stored import StoredModel, Tensors, build, describe
 from torch_cpullm.modules.swap import state_of, swap, unswap
-from torch_cpullm.modules.texts import calibration_windows
+from torch_cpullm.modules.texts import calibration_windows, tokenizer_of
+from torch_cpullm.pack import store
 from torch_cpullm.plan import make_plan
 from torch_cpullm.plan.explain import Explanation
+from torch_cpullm.plan.record import from_json, to_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -126,6 +131,73 @@ def restore(model: Model) -> Model:
             "load the checkpoint again for those",
             stacklevel=2,
         )
+    return model
+
+
+def save(
+    model: PreTrainedModel, folder: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write an optimised model to a folder, as it is: packed weights, configuration, generation defaults, tokenizer.
+
+    `load` has it again in about a second. model.save_pretrained() writes an ordinary checkpoint instead.
+
+    Args:
+        model: from optimize(); of a class of transformers.
+        folder: made where it does not exist; a model that was saved there before is replaced.
+        tokenizer: None: the one of the place the model was loaded from, if there is one.
+
+    Raises:
+        UnsupportedModelError: the model is not optimised, or its class is its own.
+        OSError: the folder cannot be written.
+    """
+    _require_module(model)
+    stored, tensors = describe(model)
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(place)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(place)
+    if tokenizer is None:
+        try:
+            tokenizer = tokenizer_of(model)
+        except (OSError, ValueError):
+            tokenizer = None
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
+    store.write(place, tensors.packed, tensors.other, {"model": to_json(stored)})
+
+
+def load(folder: str | os.PathLike[str], verify: bool = False) -> PreTrainedModel:
+    """The model that `save` has written. Weights are used where they lie in the file's pages, which processes share.
+
+    Args:
+        folder: of `save`. Its tokenizer: AutoTokenizer.from_pretrained(folder).
+        verify: compare the files' SHA-256 as well (a second for a gigabyte); sizes and headers always are.
+
+    Returns:
+        An optimised model in evaluation mode, with the bits of the one that was saved.
+
+    Raises:
+        StoredModelError: the folder holds no whole model of this version, or not one that fits its configuration.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    place = Path(folder)
+    record = store.read_record(place, verify)
+    try:
+        stored: StoredModel = from_json(StoredModel, record.get("model"), "model")
+    except ValueError as error:
+        raise StoredModelError(f"{store.RECORD}: {error}") from error
+    tensors = Tensors(store.read_tensors(place / store.PACKED), store.read_tensors(place / store.OTHER))
+    try:
+        config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise StoredModelError(f"config.json: expected transformers' configuration ({error})") from error
+    apply_tuning()
+    model = build(stored, config, tensors)
+    if (place / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(place, local_files_only=True)
+    model.name_or_path = str(place)
     return model
 
 

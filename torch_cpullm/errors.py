@@ -21,3 +21,7 @@ class PackedWeightError(TorchCpuLlmError, ValueError):
 
 class OutOfPagesError(TorchCpuLlmError, MemoryError):
     """The KV pool has reached its limit. The pool is as it was before the call that raised."""
+
+
+class StoredModelError(TorchCpuLlmError, ValueError):
+    """A folder does not hold a model that this version of torch_cpullm has saved, or not whole."""

@@ -188,9 +188,9 @@ def swap(
     if fault:
         notes.append(f"calibration texts were not used for all layers: {fault}")
     plan = _layers_with_packed_weights(model, plan)
-    rows += [_fuse_one(model, layer, plan) for layer in plan.layers]
+    fused, per_token_before, per_token = fuse(model, plan)
+    rows += fused
     rows += [Row(f.path, f.class_name, "left alone", 0, 0, f.reason) for f in plan.structure.findings]
-    per_token_before, per_token = _use_paged_cache(model, plan)
     notes.append(f"KV cache: {plan.kv.format or 'as it was'} ({plan.kv.reason})")
     if not plan.config.check:
         notes.append("check=False: nothing was proven")
@@ -206,6 +206,28 @@ def swap(
     )
     vars(model)[STATE] = Swapped(plan, explanation, attention_before)
     return explanation
+
+
+def fuse(model: nn.Module, plan: Plan) -> tuple[list[Row], float, float]:
+    """Fuse the layers and page the cache of a model whose weights are packed.
+
+    Returns:
+        The rows of explain(), and the cache's bytes per token before and now.
+    """
+    rows = [_fuse_one(model, layer, plan) for layer in plan.layers]
+    return rows, *_use_paged_cache(model, plan)
+
+
+def attach(model: nn.Module, plan: Plan, explanation: Explanation, slim: bool) -> None:
+    """Make a model whose weights are packed what `swap` had made of the one that the plan and the rest come from."""
+    make_forks_safe()
+    attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if slim:
+        attention.register()
+        _set_attention(model, attention.NAME)
+    plan = _layers_with_packed_weights(model, plan)
+    fuse(model, plan)
+    vars(model)[STATE] = Swapped(plan, explanation, attention_before)
 
 
 def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan) -> Row:

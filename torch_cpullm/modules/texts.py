@@ -36,7 +36,7 @@ def calibration_windows(model: nn.Module, texts: Sequence[str] | torch.Tensor, t
         return _spread(texts.long())
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ConfigError("calibration: expected a list of strings, or token ids [windows, tokens]")
-    tokenizer = tokenizer or _tokenizer_of(model)
+    tokenizer = tokenizer or tokenizer_for_calibration(model)
     ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
     if len(ids) < _FEWEST_TOKENS:
         raise ConfigError(f"calibration: expected texts of {_FEWEST_TOKENS} tokens or more, got {len(ids)}")
@@ -52,14 +52,20 @@ def _spread(ids_NT: torch.Tensor) -> torch.Tensor:
     return ids_NT[torch.linspace(0, len(ids_NT) - 1, MOST_WINDOWS).round().long()]
 
 
-def _tokenizer_of(model: Any) -> Any:
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer of the place that the model was loaded from. Raises OSError or ValueError where there is none."""
     from transformers import AutoTokenizer
 
     name = getattr(model, "name_or_path", "")
+    if not name:
+        raise OSError("the model does not know where it came from")
+    return AutoTokenizer.from_pretrained(name)
+
+
+def tokenizer_for_calibration(model: Any) -> Any:
+    """The same, or a ConfigError that says what to do."""
     try:
-        if not name:
-            raise OSError("the model does not know where it came from")
-        return AutoTokenizer.from_pretrained(name)
+        return tokenizer_of(model)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

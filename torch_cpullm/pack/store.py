@@ -1,0 +1,142 @@
+"""A folder with an optimised model: what is written, and what is checked before it is used again.
+
+    torch_cpullm.json            the record: version, files with sizes and SHA-256, and what describes the model
+    packed.safetensors           packed weights, each at a multiple of 64 bytes, so that they can be used where they lie
+    other.safetensors            what is not packed: gains of norms, biases, multipliers
+    config.json, ...             transformers' own: configuration, generation defaults, tokenizer
+
+The record is written last and under another name first: a folder with a record is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from torch_cpullm.errors import StoredModelError
+
+if TYPE_CHECKING:
+    import torch
+
+RECORD, PACKED, OTHER = "torch_cpullm.json", "packed.safetensors", "other.safetensors"
+VERSION = 1
+ALIGNMENT = 64
+_HASHED_AT_A_TIME = 1 << 22
+
+
+def write(
+    folder: Path, packed: dict[str, torch.Tensor], other: dict[str, torch.Tensor], record: dict[str, Any]
+) -> None:
+    """Write both tensor files and the record; files of an older model in the folder are replaced.
+
+    Args:
+        folder: exists.
+        packed: uint8 tensors, contiguous.
+        other: of any type; tensors that share memory are written once each.
+        record: what JSON can hold; `version` and `files` are added.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written. There is no record then.
+    """
+    (folder / RECORD).unlink(missing_ok=True)
+    with _replacing(folder / PACKED) as file:
+        save_file(packed, file, metadata={"padding": " " * _padding(packed)})
+    with _replacing(folder / OTHER) as file:
+        save_file({name: tensor.contiguous().clone() for name, tensor in other.items()}, file)
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in (PACKED, OTHER)
+    }
+    text = json.dumps({"version": VERSION, "files": files, **record}, indent=1)
+    with _replacing(folder / RECORD) as file:
+        file.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path, verify: bool) -> dict[str, Any]:
+    """The record, after the files it speaks of were found to have the right sizes, and with `verify` the right bytes.
+
+    Raises:
+        StoredModelError: there is no record, it is of another version, or a file is missing or was changed.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoredModelError(
+            f"folder: expected one that torch_cpullm.save() has written whole, got {folder} without {RECORD}"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoredModelError(f"{RECORD}: expected JSON, got something else ({error})") from error
+    if not isinstance(record, dict) or record.get("version") != VERSION:
+        found = record.get("version") if isinstance(record, dict) else record
+        raise StoredModelError(
+            f"{RECORD}: expected version {VERSION}, got {found!r}; save the model with this torch_cpullm"
+        )
+    files = record.get("files")
+    for name in (PACKED, OTHER):
+        entry = files.get(name) if isinstance(files, dict) else None
+        if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
+            raise StoredModelError(f"{RECORD}: expected bytes and sha256 of {name}, got {entry!r}")
+        _check_file(folder / name, entry, verify)
+    return record
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, mapped and not read: processes that load the same file share its memory.
+
+    Raises:
+        StoredModelError: it is no such file.
+    """
+    try:
+        with safe_open(file, framework="pt") as source:
+            return {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118  (it is no dict)
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise StoredModelError(f"{file.name}: expected a file of safetensors, got something else ({error})") from error
+
+
+def _padding(packed: dict[str, torch.Tensor]) -> int:
+    """Characters of metadata after which the file's data starts at a multiple of 64 bytes."""
+    entries: dict[str, Any] = {"__metadata__": {"padding": ""}}
+    start = 0
+    for name in sorted(packed):
+        size = packed[name].numel()
+        entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [start, start + size]}
+        start += size
+    header = 8 + len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
+    return -header % ALIGNMENT
+
+
+def _check_file(file: Path, entry: dict[str, Any], verify: bool) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise StoredModelError(f"folder: expected {file.name} beside {RECORD}, got none") from None
+    if size != entry["bytes"]:
+        raise StoredModelError(f"{file.name}: expected {entry['bytes']} bytes, got {size}; copy or save it again")
+    if verify and _sha256(file) != entry["sha256"]:
+        raise StoredModelError(f"{file.name}: its bytes are not those that were saved (SHA-256); copy the model again")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as source:
+        while block := source.read(_HASHED_AT_A_TIME):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[Path]:
+    """A name to write to; the file gets its own when it is whole."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
