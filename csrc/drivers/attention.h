@@ -10,8 +10,8 @@
 //
 // Sums are taken per chunk (layout::kChunkTokens) and added in chunk order, with shifts that are powers of two
 // (kernels/attention/passes_body.h): the bits of a row depend neither on the method, nor on threads, nor on how many
-// rows were asked for at once. Where tasks are too few or too uneven for the threads, or are bound by reading, chunks are
-// their unit of work.
+// rows were asked for at once. Where tasks are too few or too uneven for the threads, or are bound by reading, chunks
+// are their unit of work.
 #pragma once
 #include <vector>
 
