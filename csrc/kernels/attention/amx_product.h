@@ -7,6 +7,8 @@
 //   high  [4]    0     1                       [4]    0      1      2     3
 //   low   [5]    2     3                                                       64 bytes of 16 rows
 //
+// Up to 8 rows of int8 go as bf16 does: high and low of a row are two rows of register 4.
+//
 // 4 products for 4 or 5 loads, 16 cycles a product and 8 a load. The sums of one tile become floats while the next one
 // is multiplied: stores of registers wait for their products, and the vectors of floats fill that time.
 //
@@ -75,30 +77,32 @@ struct Int8Tiles {
   }
 };
 
-// Up to 8 rows: both bytes of a row are rows of one register.
-struct Int8Pairs {
-  static constexpr int64_t kRows = 8, kColumns = 64, kDepth = 4;
-  alignas(64) int32_t sum[2 * kRows][kColumns];
+// One register of rows against 64 columns. `Numbers` says what a row is.
+template <class Numbers>
+struct WideTiles {
+  static constexpr int64_t kRows = Numbers::kRows, kColumns = 64, kDepth = Numbers::kDepth;
+  static constexpr int64_t kLines = kTileRows / kRows;  // of a register, for one row
+  alignas(64) typename Numbers::Sum sum[kTileRows][kColumns];
 
   static void shapes(TileShapes& shapes, int64_t rows) {
-    for (int tile = 0; tile < 5; ++tile) shapes.set(tile, 2 * rows, kLineBytes);
+    for (int tile = 0; tile < 5; ++tile) shapes.set(tile, kLines * rows, kLineBytes);
     for (int tile = 5; tile < 8; ++tile) shapes.set(tile, kTileLines, kLineBytes);
   }
   static void step(const uint8_t* lines, const TilePlace& t, const uint8_t* left, const kernels::RowLayout& layout) {
-    tile_load<4>(left, layout.plane);
+    tile_load<4>(left, layout.bytes / kLines);
     tile_load<5>(lines, t.next);
-    tile_dot_s8_u8<0, 4, 5>();
+    Numbers::template dot<0, 4, 5>();
     if (t.columns > 16) {
       tile_load<6>(lines + kLineBytes, t.next);
-      tile_dot_s8_u8<1, 4, 6>();
+      Numbers::template dot<1, 4, 6>();
     }
     if (t.columns > 32) {
       tile_load<7>(lines + 2 * kLineBytes, t.next);
-      tile_dot_s8_u8<2, 4, 7>();
+      Numbers::template dot<2, 4, 7>();
     }
     if (t.columns > 48) {
       tile_load<5>(lines + 3 * kLineBytes, t.next);
-      tile_dot_s8_u8<3, 4, 5>();
+      Numbers::template dot<3, 4, 5>();
     }
   }
   void store() {
@@ -107,47 +111,38 @@ struct Int8Pairs {
     tile_store<2>(sum[0] + 32, sizeof sum[0]);
     tile_store<3>(sum[0] + 48, sizeof sum[0]);
   }
-  static i32x16 start(const TilePlace& t, int64_t row) { return shift_left(set1_i32(-t.row_sum[row]), 7); }
-  f32x16 value(i32x16 start, int64_t row, int64_t column) const {
-    const i32x16 high = shift_left(load_i32(sum[2 * row] + column), 7);
-    return to_f32(add(add(high, load_i32(sum[2 * row + 1] + column)), start));
+  static auto start(const TilePlace& t, int64_t row) { return Numbers::start(t, row); }
+  f32x16 value(decltype(Numbers::start({}, 0)) start, int64_t row, int64_t column) const {
+    return Numbers::value(start, sum[kLines * row] + column, sum[kLines * row + kLines - 1] + column);
   }
 };
 
-struct Bf16Tiles {
-  static constexpr int64_t kRows = 16, kColumns = 64, kDepth = 2;
-  alignas(64) float sum[kTileRows][kColumns];
+// Both bytes of a row side by side, as two rows of the register.
+struct Int8Digits {
+  using Sum = int32_t;
+  static constexpr int64_t kRows = 8, kDepth = 4;
+  template <int kSum, int kLeft, int kRight>
+  static void dot() {
+    tile_dot_s8_u8<kSum, kLeft, kRight>();
+  }
+  static i32x16 start(const TilePlace& t, int64_t row) { return Int8Tiles::start(t, row); }
+  static f32x16 value(i32x16 start, const int32_t* high, const int32_t* low) {
+    return to_f32(add(add(shift_left(load_i32(high), 7), load_i32(low)), start));
+  }
+};
+using Int8Pairs = WideTiles<Int8Digits>;
 
-  static void shapes(TileShapes& shapes, int64_t rows) {
-    for (int tile = 0; tile < 5; ++tile) shapes.set(tile, rows, kLineBytes);
-    for (int tile = 5; tile < 8; ++tile) shapes.set(tile, kTileLines, kLineBytes);
-  }
-  static void step(const uint8_t* lines, const TilePlace& t, const uint8_t* left, const kernels::RowLayout& layout) {
-    tile_load<4>(left, layout.bytes);
-    tile_load<5>(lines, t.next);
-    tile_dot_bf16<0, 4, 5>();
-    if (t.columns > 16) {
-      tile_load<6>(lines + kLineBytes, t.next);
-      tile_dot_bf16<1, 4, 6>();
-    }
-    if (t.columns > 32) {
-      tile_load<7>(lines + 2 * kLineBytes, t.next);
-      tile_dot_bf16<2, 4, 7>();
-    }
-    if (t.columns > 48) {
-      tile_load<5>(lines + 3 * kLineBytes, t.next);
-      tile_dot_bf16<3, 4, 5>();
-    }
-  }
-  void store() {
-    tile_store<0>(sum[0], sizeof sum[0]);
-    tile_store<1>(sum[0] + 16, sizeof sum[0]);
-    tile_store<2>(sum[0] + 32, sizeof sum[0]);
-    tile_store<3>(sum[0] + 48, sizeof sum[0]);
+struct Bf16Numbers {
+  using Sum = float;
+  static constexpr int64_t kRows = 16, kDepth = 2;
+  template <int kSum, int kLeft, int kRight>
+  static void dot() {
+    tile_dot_bf16<kSum, kLeft, kRight>();
   }
   static int start(const TilePlace&, int64_t) { return 0; }
-  f32x16 value(int, int64_t row, int64_t column) const { return load_f32(sum[row] + column); }
+  static f32x16 value(int, const float* sum, const float*) { return load_f32(sum); }
 };
+using Bf16Tiles = WideTiles<Bf16Numbers>;
 
 // Tiles of `rows` rows, one after the other; the last one's floats come with the destructor.
 template <class Sums>
