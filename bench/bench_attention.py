@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import json
 import random
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import scaled_dot_product_attention
 
-import torch_cpullm
 from bench.contest import Call, rotated
+from bench.header import header
 from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.layers import Layers, Shape
 from bench.picture_attention import draw_prefill
@@ -33,6 +32,7 @@ from torch_cpullm.formats import KvFormat
 from torch_cpullm.machine.probe import cold_read
 from torch_cpullm.ops import attention
 from torch_cpullm.ops import probe as probes
+from torch_cpullm.ops.attention import KvPages
 from torch_cpullm.ops.introspect import isa_level, scratch_bytes
 
 ROOT = Path(__file__).parent.parent
@@ -127,6 +127,11 @@ def prefill_cells(row: dict[str, Any]) -> list[str]:
     return [str(row["tokens"]), *speeds, f"{row['gflops']['torch']:.0f}", f"{row['peak_gflops']:.0f}", f"{best:.2f}"]
 
 
+def all_layers(query_BTHC: torch.Tensor, shape: Shape, batches: list[list[KvPages]]) -> Call:
+    """Attention of one step in all layers, of the next batch each time."""
+    return rotated(lambda kvs: [attention.paged_attention(query_BTHC, kv, shape.scale) for kv in kvs], batches)
+
+
 def decode_cases(threads: int) -> dict[tuple[Shape, int, int], tuple[Case, int]]:
     """One query row, and for a single sequence several, over pages that come from memory: all layers of a model."""
     cases = {}
@@ -136,15 +141,10 @@ def decode_cases(threads: int) -> dict[tuple[Shape, int, int], tuple[Case, int]]
             calls: dict[str, Call] = {}
             for rows in QUERY_ROWS if batch == 1 else (1,):
                 query_BTHC = torch.randn(batch, rows, shape.heads, shape.channels).bfloat16()
-                calls[f"{rows} rows"] = rotated(
-                    lambda kvs, q=query_BTHC, s=shape.scale: [attention.paged_attention(q, kv, s) for kv in kvs],
-                    layers.at(depth),
-                )
+                calls[f"{rows} rows"] = all_layers(query_BTHC, shape, layers.at(depth))
             if batch == len(UNEVEN):
-                calls["uneven"] = rotated(
-                    lambda kvs, q=query_BTHC, s=shape.scale: [attention.paged_attention(q, kv, s) for kv in kvs],
-                    layers.uneven([depth * batch * part // sum(UNEVEN) - 1 for part in UNEVEN]),
-                )
+                past = [depth * batch * part // sum(UNEVEN) - 1 for part in UNEVEN]
+                calls["uneven"] = all_layers(query_BTHC, shape, layers.uneven(past))
             count = layers.bytes_of(depth + 1)
             measures = {"read": lambda n=count: cold_read(threads, n)}
             cases[shape, batch, depth] = Case(calls, measures, [layers.pool.pages]), count
@@ -191,10 +191,7 @@ def main(
 ) -> None:
     """Measure, print, and write the result as JSON."""
     console = Console(width=140)
-    result: dict[str, Any] = {
-        "when": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "info": str(torch_cpullm.info()),
-    }
+    result = header()
     before = attention.slim_tokens()
     if decoding:
         result["decode"] = []

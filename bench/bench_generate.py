@@ -14,7 +14,6 @@ import copy
 import json
 import platform
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import torch_cpullm
+from bench.header import header
 from bench.picture import draw
 from bench.summary import MOVED, Group, Row, summarise
 from torch_cpullm.demo.shapes import SEED, config_of, fill, meta_model
@@ -111,8 +111,7 @@ def main(
         "isa": introspect.isa_level(),
         "versions": {name: module.__version__ for name, module in (("torch", torch), ("transformers", transformers))},
         "python": platform.python_version(),
-        "when": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "info": str(torch_cpullm.info()),
+        **header(),
         "roofline": asdict(limits),
         "summary": [asdict(group) for group in groups],
         "laps": [lap.record() for lap in laps],

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +21,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-import torch_cpullm
 from bench.contest import Call, rotated
+from bench.header import header
 from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.picture_linear import draw_sweep
 from bench.report_linear import write_report
@@ -239,10 +238,7 @@ def main(
 ) -> None:
     """Measure, print, and write the result as JSON."""
     console = Console(width=140)
-    result: dict[str, Any] = {
-        "when": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "info": str(torch_cpullm.info()),
-    }
+    result = header()
     name = f"{'linear-sweep' if sweep_sizes else 'linear'}-{isa_level()}"
     if sweep_sizes:
         torch.set_num_threads(threads or 2)

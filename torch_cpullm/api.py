@@ -22,7 +22,7 @@ from torch_cpullm.errors import StoredModelError, UnsupportedModelError
 from torch_cpullm.machine import apply_tuning
 from torch_cpullm.modules.progress import packing_progress
 from torch_cpullm.modules.stored import StoredModel, Tensors, build, describe
-from torch_cpullm.modules.swap import state_of, swap, unswap
+from torch_cpullm.modules.swap import require_state, state_of, swap, unswap
 from torch_cpullm.modules.texts import calibration_windows, tokenizer_of
 from torch_cpullm.pack import store
 from torch_cpullm.plan import make_plan
@@ -111,10 +111,7 @@ def explain(model: nn.Module) -> Explanation:
         UnsupportedModelError: `model` was not optimised.
     """
     _require_module(model)
-    state = state_of(model)
-    if state is None:
-        raise UnsupportedModelError("model: expected one that optimize() has returned, got one that is not optimised")
-    return state.explanation
+    return require_state(model).explanation
 
 
 def restore(model: Model) -> Model:
@@ -143,8 +140,8 @@ def save(
 
     Args:
         model: from optimize(); of a class of transformers.
-        folder: made where it does not exist; a model that was saved there before is replaced.
-        tokenizer: None: the one of the place the model was loaded from, if there is one.
+        folder: made where it does not exist; a model that was saved there before is replaced, by none if this fails.
+        tokenizer: None: the one of the place the model was loaded from, if there is one; else what lies there stays.
 
     Raises:
         UnsupportedModelError: the model is not optimised, or its class is its own.
@@ -153,7 +150,7 @@ def save(
     _require_module(model)
     stored, tensors = describe(model)
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
+    store.begin(place)
     model.config.save_pretrained(place)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(place)
@@ -172,7 +169,8 @@ def load(folder: str | os.PathLike[str], verify: bool = False) -> PreTrainedMode
 
     Args:
         folder: of `save`. Its tokenizer: AutoTokenizer.from_pretrained(folder).
-        verify: compare the files' SHA-256 as well (a second for a gigabyte); sizes and headers always are.
+        verify: compare the SHA-256 of the weights as well (a second for a gigabyte); that of the configuration, and
+            all sizes and headers, always are.
 
     Returns:
         An optimised model in evaluation mode, with the bits of the one that was saved.

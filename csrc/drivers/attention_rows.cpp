@@ -7,6 +7,7 @@
 namespace torch_cpullm::drivers {
 namespace {
 
+using kernels::kLog2E;
 using kernels::PageParts;
 using kernels::RowLayout;
 using layout::ceil_div;
@@ -14,7 +15,6 @@ using layout::kChunkPages;
 using layout::kChunkTokens;
 using layout::kPageTokens;
 
-constexpr float kLog2E = 1.44269504f;
 // Weights against int8 pages are whole numbers up to 127 * 128 + 127; a little less, for what rounding adds.
 constexpr float kWeightPeak = 16000.0f;
 

@@ -5,11 +5,10 @@
 namespace torch_cpullm::drivers {
 namespace {
 
+using kernels::kLog2E;
 using kernels::RowLayout;
 using kernels::RowRange;
 using layout::kChunkTokens;
-
-constexpr float kLog2E = 1.44269504f;
 
 // The part of [begin, end) between the first and the last token that is not hidden.
 template <class Hidden>

@@ -175,7 +175,7 @@ def edit(folder, change):
     (folder / store.RECORD).write_text(json.dumps(record))
 
 
-@pytest.mark.parametrize("name", [store.PACKED, store.OTHER])
+@pytest.mark.parametrize("name", [store.CONFIG, store.PACKED, store.OTHER])
 def test_a_truncated_or_missing_file(saved, name):
     _, folder = saved
     whole = (folder / name).read_bytes()
@@ -194,6 +194,41 @@ def test_changed_bytes(saved):
     (folder / store.PACKED).write_bytes(data)
     with pytest.raises(StoredModelError, match="SHA-256"):
         torch_cpullm.load(folder, verify=True)
+
+
+def test_another_configuration_of_the_same_size(saved):
+    _, folder = saved
+    text = (folder / store.CONFIG).read_text()
+    (folder / store.CONFIG).write_text(text.replace('"rope_theta": 10000', '"rope_theta": 10001'))
+    assert (folder / store.CONFIG).read_text() != text
+    with pytest.raises(StoredModelError, match=r"config\.json: its bytes are not those that were saved"):
+        torch_cpullm.load(folder)
+
+
+def test_a_multiplier_that_is_lost(tmp_path):
+    torch_cpullm.save(torch_cpullm.optimize(plant_outliers(bundled_model(torch.bfloat16))), tmp_path)
+    kept = {name: t for name, t in load_file(tmp_path / store.OTHER).items() if ":" not in name}
+    save_file(kept, tmp_path / store.OTHER)
+    edit(tmp_path, lambda r: r["files"][store.OTHER].update(bytes=(tmp_path / store.OTHER).stat().st_size))
+    with pytest.raises(StoredModelError, match="multiplier"):
+        torch_cpullm.load(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("heads", 7), ("kv_heads", 3), ("channels", 48), ("layer_index", 99)])
+def test_numbers_that_do_not_fit_are_refused(saved, field, value):
+    _, folder = saved
+    edit(folder, lambda r: r["model"]["plan"]["layers"][0]["structure"]["attention"].update({field: value}))
+    with pytest.raises((ValueError, IndexError, TypeError, RuntimeError)):
+        tokens(torch_cpullm.load(folder))
+
+
+def test_a_save_that_fails_before_the_weights(saved, monkeypatch):
+    model, folder = saved
+    monkeypatch.setattr(type(model.config), "save_pretrained", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        torch_cpullm.save(model, folder)
+    with pytest.raises(StoredModelError, match="written whole"):
+        torch_cpullm.load(folder)
 
 
 @pytest.mark.parametrize("where", ["header length", "header", "a weight's own header"])

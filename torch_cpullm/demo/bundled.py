@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -33,7 +34,7 @@ def held_out_text() -> str:
 
 def load_bundled() -> tuple[CausalLM, PreTrainedTokenizerBase]:
     """Load the bundled model in bf16 and its tokenizer."""
-    model: CausalLM = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.bfloat16)  # type: ignore[assignment]
+    model = cast("CausalLM", AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.bfloat16))
     return model, AutoTokenizer.from_pretrained(MODEL_DIR)
 
 

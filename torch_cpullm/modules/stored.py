@@ -18,7 +18,7 @@ from torch_cpullm.modules import attention
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packed import PackedModule
-from torch_cpullm.modules.swap import attach, state_of
+from torch_cpullm.modules.swap import attach, require_state
 from torch_cpullm.ops.linear import packed_info
 from torch_cpullm.plan import Plan
 from torch_cpullm.plan.explain import Explanation
@@ -71,9 +71,7 @@ def describe(model: PreTrainedModel) -> tuple[StoredModel, Tensors]:
     Raises:
         UnsupportedModelError: the model is not optimised, or its class is not one of transformers'.
     """
-    state = state_of(model)
-    if state is None:
-        raise UnsupportedModelError("model: expected one that optimize() has returned, got one that is not optimised")
+    state = require_state(model)
     architecture = type(model).__name__
     if _class_named(architecture, UnsupportedModelError) not in type(model).__mro__:
         raise UnsupportedModelError(f"model: expected a class of transformers, got another one named {architecture!r}")
@@ -179,7 +177,7 @@ def _take_over(
     if owner is not None and not (isinstance(owner, PackedLinear) and isinstance(module, nn.Embedding)):
         raise StoredModelError(f"{path}: expected a table that reads a packed Linear's bytes, got {stored.owner}")
     source = packed[path] if owner is None else owner.bytes
-    _check_fits(path, module, source, stored.format)
+    _check_fits(path, module, source, stored.format, multiplier_K)
     weight = cast("torch.Tensor", module.weight).detach().to(getattr(torch, stored.dtype))
     module.weight = nn.Parameter(weight, requires_grad=stored.trainable)
     if isinstance(module, nn.Embedding):
@@ -189,7 +187,9 @@ def _take_over(
         PackedLinear.take_over(module, source, stored.format, tied, multiplier_K)
 
 
-def _check_fits(path: str, module: nn.Module, packed: torch.Tensor, format: WeightFormat) -> None:
+def _check_fits(
+    path: str, module: nn.Module, packed: torch.Tensor, format: WeightFormat, multiplier_K: torch.Tensor | None
+) -> None:
     try:
         info = packed_info(packed)
     except (ValueError, TypeError) as error:
@@ -197,9 +197,10 @@ def _check_fits(path: str, module: nn.Module, packed: torch.Tensor, format: Weig
     found: tuple[Any, ...] = (info.out_features, info.in_features, str(info.format))
     expected: tuple[Any, ...] = (*cast("torch.Tensor", module.weight).shape, str(format))
     if isinstance(module, nn.Linear):
-        found, expected = (*found, info.has_bias), (*expected, module.bias is not None)
+        found = (*found, info.has_bias, info.has_multiplier)
+        expected = (*expected, module.bias is not None, multiplier_K is not None)
     if found != expected:
-        raise StoredModelError(f"{path}: expected outputs, inputs, format (and bias) {expected}, got {found}")
+        raise StoredModelError(f"{path}: expected outputs, inputs, format (bias, multiplier) {expected}, got {found}")
 
 
 def _assign(model: nn.Module, other: dict[str, torch.Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.formats import F32, KvFormat
 from torch_cpullm.generate.model import PagedModel, paged_class
 from torch_cpullm.modules import attention
@@ -41,6 +42,14 @@ def state_of(model: nn.Module) -> Swapped | None:
     """The state of an optimised model, None of any other."""
     state = vars(model).get(STATE)
     return state if isinstance(state, Swapped) else None
+
+
+def require_state(model: nn.Module) -> Swapped:
+    """The state. Raises UnsupportedModelError for a model that is not optimised."""
+    state = state_of(model)
+    if state is None:
+        raise UnsupportedModelError("model: expected one that optimize() has returned, got one that is not optimised")
+    return state
 
 
 def weight_bytes(model: nn.Module) -> int:

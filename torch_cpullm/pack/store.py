@@ -3,9 +3,10 @@
     torch_cpullm.json            the record: version, files with sizes and SHA-256, and what describes the model
     packed.safetensors           packed weights, each at a multiple of 64 bytes, so that they can be used where they lie
     other.safetensors            what is not packed: gains of norms, biases, multipliers
-    config.json, ...             transformers' own: configuration, generation defaults, tokenizer
+    config.json                  transformers' configuration
+    ...                          generation defaults and tokenizer, also transformers', which may be edited
 
-The record is written last and under another name first: a folder with a record is whole.
+The record goes first and is written last, under another name before: a folder with a record is whole.
 """
 
 from __future__ import annotations
@@ -26,10 +27,18 @@ from torch_cpullm.errors import StoredModelError
 if TYPE_CHECKING:
     import torch
 
-RECORD, PACKED, OTHER = "torch_cpullm.json", "packed.safetensors", "other.safetensors"
+RECORD, CONFIG = "torch_cpullm.json", "config.json"
+PACKED, OTHER = "packed.safetensors", "other.safetensors"
+_FILES = (CONFIG, PACKED, OTHER)
 VERSION = 1
 ALIGNMENT = 64
 _HASHED_AT_A_TIME = 1 << 22
+
+
+def begin(folder: Path) -> None:
+    """Make the folder, or take the record of the model that lies there: from here on it holds none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
 
 
 def write(
@@ -38,22 +47,19 @@ def write(
     """Write both tensor files and the record; files of an older model in the folder are replaced.
 
     Args:
-        folder: exists.
+        folder: after `begin`, with the configuration in it.
         packed: uint8 tensors, contiguous.
-        other: of any type; tensors that share memory are written once each.
-        record: what JSON can hold; `version` and `files` are added.
+        other: of any type; tensors that share memory are written each for itself.
+        record: what JSON can hold; `version`, and `files` with bytes and SHA-256 of each, are added.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written. There is no record then.
     """
-    (folder / RECORD).unlink(missing_ok=True)
     with _replacing(folder / PACKED) as file:
         save_file(packed, file, metadata={"padding": " " * _padding(packed)})
     with _replacing(folder / OTHER) as file:
         save_file({name: tensor.contiguous().clone() for name, tensor in other.items()}, file)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in (PACKED, OTHER)
-    }
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in _FILES}
     text = json.dumps({"version": VERSION, "files": files, **record}, indent=1)
     with _replacing(folder / RECORD) as file:
         file.write_text(text + "\n", encoding="utf-8")
@@ -79,11 +85,11 @@ def read_record(folder: Path, verify: bool) -> dict[str, Any]:
             f"{RECORD}: expected version {VERSION}, got {found!r}; save the model with this torch_cpullm"
         )
     files = record.get("files")
-    for name in (PACKED, OTHER):
+    for name in _FILES:
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or set(entry) != {"bytes", "sha256"}:
             raise StoredModelError(f"{RECORD}: expected bytes and sha256 of {name}, got {entry!r}")
-        _check_file(folder / name, entry, verify)
+        _check_file(folder / name, entry, verify or name == CONFIG)
     return record
 
 

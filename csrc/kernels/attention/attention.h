@@ -86,6 +86,9 @@ struct AttentionProducts {
   void (*values)(const ValueTask&);
 };
 
+// Scores are in powers of two: what e would be raised to, times this.
+constexpr float kLog2E = 1.44269504f;
+
 // Masks of floats hide with -inf or with the lowest number of their type.
 constexpr float kHiddenBelow = -1e38f;
 

@@ -14,12 +14,12 @@
 namespace torch_cpullm {
 namespace {
 
+using kernels::kLog2E;
 using kernels::RowLayout;
 using kernels::RowScores;
 using layout::Format;
 using layout::kChunkTokens;
 
-constexpr float kLog2E = 1.44269504f;
 // Numbers of a row against int8: 128 * high + low with 0 <= low < 128. Queries use both signs and must keep high above
 // -128, whose negation AVX2 needs.
 constexpr float kQueryPeak = 127.0f * 128.0f;
@@ -202,7 +202,7 @@ float weigh(const RowScores& scores, float shift, uint8_t* row, int32_t* number_
 #pragma GCC unroll 4
     for (int v = 0; v < kSide; ++v) p[v] = exp2(sub(p[v], down));
     for (const int64_t until = std::min(line + kSideLines, t.ahead_lines); line < until; ++line)
-      __builtin_prefetch(t.ahead + line * 64, 0, 2);
+      __builtin_prefetch(t.ahead + line * layout::kLineBytes, 0, 2);
     weights.put(i, p, t.value_scale);
     if (t.sound) {
 #pragma GCC unroll 4
