@@ -27,7 +27,7 @@ from bench.header import header
 from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.layers import Layers, Shape
 from bench.picture_attention import draw_prefill
-from torch_cpullm.demo.steps import step
+from torch_cpullm.benchmark.steps import step
 from torch_cpullm.formats import KvFormat
 from torch_cpullm.machine.probe import cold_read
 from torch_cpullm.ops import attention

@@ -27,14 +27,14 @@ import torch_cpullm
 from bench.header import header
 from bench.picture import draw
 from bench.summary import MOVED, Group, Row, summarise
-from torch_cpullm.demo.shapes import SEED, config_of, fill, meta_model
-from torch_cpullm.demo.steps import step
-from torch_cpullm.demo.timing import Lap, time_lap, warm_up
+from torch_cpullm.benchmark.shapes import SEED, config_of, fill, meta_model
+from torch_cpullm.benchmark.steps import step
+from torch_cpullm.benchmark.timing import Lap, time_lap, warm_up
 from torch_cpullm.machine.probe import Probe, probe, roofline
 from torch_cpullm.ops import introspect
 
 if TYPE_CHECKING:
-    from torch_cpullm.demo.subject import CausalLM
+    from torch_cpullm.benchmark.causal_lm import CausalLM
 
 ROOT = Path(__file__).parent.parent
 STOCK = "stock bf16"
@@ -79,7 +79,7 @@ def run_laps(
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="a name of torch_cpullm.demo.shapes, or a config.json")] = README_SHAPE,
+    shape: Annotated[str, typer.Option(help="a name of benchmark.shapes, or a config.json")] = README_SHAPE,
     prompt: Annotated[int, typer.Option(help="tokens of prompt; decoding starts at this depth")] = 512,
     tokens: Annotated[int, typer.Option(help="new tokens in each lap")] = 64,
     repetitions: Annotated[int, typer.Option(help="laps of each contender")] = 15,

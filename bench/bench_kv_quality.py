@@ -20,10 +20,10 @@ from rich.table import Table
 
 import torch_cpullm
 from bench.judge import Judge
+from torch_cpullm.benchmark.steps import step
 from torch_cpullm.demo.bundled import encode as encode_text
 from torch_cpullm.demo.bundled import held_out_text, load_bundled
 from torch_cpullm.demo.quality import windows_of
-from torch_cpullm.demo.steps import step
 from torch_cpullm.testing.biases import plant_key_biases
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from bench.interleave import Case, main_placement, median_of, run_unit
 from bench.picture_linear import draw_sweep
 from bench.report_linear import write_report
 from bench.rivals import Rivals
-from torch_cpullm.demo.steps import step
+from torch_cpullm.benchmark.steps import step
 from torch_cpullm.formats import BF16, INT4, INT8, WeightFormat
 from torch_cpullm.machine.probe import cold_bytes, cold_read
 from torch_cpullm.ops import linear

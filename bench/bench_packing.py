@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 import torch_cpullm
-from torch_cpullm.demo.shapes import SEED, config_of, fill, meta_model
-from torch_cpullm.demo.steps import step
+from torch_cpullm.benchmark.shapes import SEED, config_of, fill, meta_model
+from torch_cpullm.benchmark.steps import step
 
 FORMATS = ("int8", "int4", "bf16")
 TOKENS = 512  # of a calibration text
@@ -57,7 +57,7 @@ def measure(shape: str, weights: str, texts: int) -> dict[str, Any]:
 
 
 def main(
-    shape: Annotated[str, typer.Option(help="a name of torch_cpullm.demo.shapes, or a config.json")] = "llama-3.2-1b",
+    shape: Annotated[str, typer.Option(help="a name of benchmark.shapes, or a config.json")] = "llama-3.2-1b",
     calibrate: Annotated[int, typer.Option(help="texts for GPTQ; 0: rounding only")] = 0,
     one: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:

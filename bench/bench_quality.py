@@ -24,11 +24,11 @@ from torch.nn.functional import linear
 
 import torch_cpullm
 from bench.judge import Judge
+from torch_cpullm.benchmark.steps import step
 from torch_cpullm.demo.bundled import encode as encode_text
 from torch_cpullm.demo.bundled import held_out_text, load_bundled
 from torch_cpullm.demo.corpus import excerpt, read_stdlib
 from torch_cpullm.demo.quality import windows_of
-from torch_cpullm.demo.steps import step
 from torch_cpullm.testing.outliers import plant_outliers
 
 ROOT = Path(__file__).parent.parent

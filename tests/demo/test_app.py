@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from torch_cpullm.demo import compare, shapes
+from torch_cpullm.benchmark.shapes import SHAPES
+from torch_cpullm.demo import compare
 from torch_cpullm.demo.app import app
+from torch_cpullm.demo.random_weights import random_subject
 from torch_cpullm.demo.report import size
 
 CONFIG = {
@@ -34,7 +36,7 @@ def test_unknown_shape_lists_what_is_possible() -> None:
     assert code == 2
     (line,) = [line for line in output.splitlines() if line.strip()]
     assert line.startswith("shape: expected one of")
-    assert all(name in line for name in shapes.SHAPES)
+    assert all(name in line for name in SHAPES)
     assert "got 'gpt-9'" in line
 
 
@@ -82,7 +84,7 @@ def test_tiny_shape_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_copy_is_made_only_where_it_fits(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
-    subject = shapes.random_subject(str(tmp_path), new_tokens=4)
+    subject = random_subject(str(tmp_path), new_tokens=4)
     assert compare.fits_twice(subject, available=3 * subject.weight_bytes + compare.HEADROOM)
     assert not compare.fits_twice(subject, available=subject.weight_bytes + compare.HEADROOM)
     assert compare.fits_twice(subject)  # a megabyte, on any machine

@@ -10,12 +10,13 @@ import typer
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from torch_cpullm.benchmark.shapes import SHAPES
+from torch_cpullm.benchmark.steps import step
 from torch_cpullm.config import KvCache, Weights
 from torch_cpullm.demo.bundled import bundled, checkpoint
 from torch_cpullm.demo.compare import Choices, compare
+from torch_cpullm.demo.random_weights import random_subject
 from torch_cpullm.demo.report import table_of
-from torch_cpullm.demo.shapes import SHAPES, random_subject
-from torch_cpullm.demo.steps import step
 from torch_cpullm.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from torch_cpullm.demo.subject import CausalLM, Subject, Text, prompt_length
+from torch_cpullm.benchmark.causal_lm import CausalLM
+from torch_cpullm.demo.subject import Subject, Text, prompt_length
 from torch_cpullm.errors import ConfigError
 
 MODEL_DIR = Path(__file__).parent / "model"

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch_cpullm
+from torch_cpullm.benchmark.steps import step
+from torch_cpullm.benchmark.timing import Speed, race
 from torch_cpullm.demo.quality import perplexity, windows_of
-from torch_cpullm.demo.steps import step
 from torch_cpullm.demo.text import agreement, write
-from torch_cpullm.demo.timing import Speed, race
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from torch_cpullm.benchmark.causal_lm import CausalLM
     from torch_cpullm.config import KvCache, Weights
-    from torch_cpullm.demo.subject import CausalLM, Subject
+from torch_cpullm.demo.subject import Subject
 
 STOCK, OURS = "stock", "torch_cpullm"
 BUDGET_S = 45.0  # of timing for both together: with loading and text a demo of the bundled model takes about a minute

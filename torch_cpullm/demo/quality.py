@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy
 
-from torch_cpullm.demo.steps import Advance, silent
+from torch_cpullm.benchmark.steps import Advance, silent
 
 if TYPE_CHECKING:
     from transformers import Cache
 
-    from torch_cpullm.demo.subject import CausalLM
+    from torch_cpullm.benchmark.causal_lm import CausalLM
 
 WINDOW = 512
 PIECE = 32  # at most 31 of up to 511 keys a query sees are fresh: on average 94 % come out of the cache

@@ -10,17 +10,9 @@ import torch
 from torch_cpullm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from transformers import PreTrainedTokenizerBase
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    class CausalLM(PreTrainedModel):
-        """What every causal LM of transformers is; transformers itself has no type for a model that generates."""
-
-        generate: Callable[..., Any]
-else:
-    from transformers import PreTrainedModel as CausalLM
+    from torch_cpullm.benchmark.causal_lm import CausalLM
 
 PROMPT_TOKENS = 512  # the prefill length every peer in the README's table is measured at
 TINY_PARAMETERS = 100_000_000  # below, the whole held-out text is scored in seconds

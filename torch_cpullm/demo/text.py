@@ -10,7 +10,8 @@ from transformers import TextStreamer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from torch_cpullm.demo.subject import CausalLM, Text
+    from torch_cpullm.benchmark.causal_lm import CausalLM
+from torch_cpullm.demo.subject import Text
 
 
 class ConsoleStreamer(TextStreamer):

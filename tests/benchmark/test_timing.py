@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from torch_cpullm.demo import timing
+from torch_cpullm.benchmark import timing
 
 
 @pytest.fixture(scope="module")

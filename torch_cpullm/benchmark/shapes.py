@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from torch_cpullm.demo.steps import Advance, silent
-from torch_cpullm.demo.subject import CausalLM, Subject, prompt_length
+from torch_cpullm.benchmark.causal_lm import CausalLM
+from torch_cpullm.benchmark.steps import Advance, silent
 from torch_cpullm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -191,20 +191,3 @@ def _lay(target: torch.Tensor, paper: torch.Tensor, offset: int) -> None:
         piece = paper[offset : offset + len(target) - position]
         target[position : position + len(piece)] = piece
         position, offset = position + len(piece), 0
-
-
-def random_subject(shape: str, new_tokens: int, advance: Advance = silent) -> Subject:
-    """Make a shape with random weights in bf16, ready to be timed; its prompt is random too.
-
-    Raises:
-        ConfigError: from `config_of`, `meta_model` or `prompt_length`, before any weight is made.
-    """
-    model = meta_model(config_of(shape))
-    length = prompt_length(model, new_tokens)
-    generator = torch.Generator().manual_seed(SEED)
-    return Subject(
-        name=f"{Path(shape).name}, random weights",
-        model=fill(model, advance=advance),
-        prompt_BT=torch.randint(model.config.vocab_size, (1, length), generator=generator),
-        text=None,
-    )

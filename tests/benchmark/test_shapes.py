@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from torch_cpullm.demo import shapes
+from torch_cpullm.benchmark import shapes
+from torch_cpullm.demo.random_weights import random_subject
 from torch_cpullm.errors import ConfigError
 
 # Parameter counts of the published checkpoints, shared embeddings counted once.
@@ -79,7 +80,7 @@ def test_any_config_json(tmp_path: Path) -> None:
     for path in (file, tmp_path):
         assert shapes.config_of(str(path)).hidden_size == TINY["hidden_size"]
     advanced = []
-    subject = shapes.random_subject(str(file), new_tokens=4, advance=lambda done, total: advanced.append(done / total))
+    subject = random_subject(str(file), new_tokens=4, advance=lambda done, total: advanced.append(done / total))
     assert subject.text is None
     assert subject.prompt_BT.shape == (1, TINY["max_position_embeddings"] - 4)
     assert subject.dtype == "bf16"

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from torch_cpullm.demo.steps import Advance, silent
+from torch_cpullm.benchmark.steps import Advance, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch_cpullm.demo.subject import CausalLM
+    from torch_cpullm.benchmark.causal_lm import CausalLM
 
 WARM_UP_PROMPT, WARM_UP_TOKENS = 32, 4  # touches every weight once in both forms of the kernels
 MIN_LAPS, MAX_LAPS = 3, 15  # the median of 3 survives one disturbed lap; more than 15 tell nothing new
