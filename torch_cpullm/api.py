@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import nn
 
-from torch_cpullm.config import Activations, Attention, Config, Embeddings, KvCache, Weights
+from torch_cpullm.config import QUANT_METHOD, Activations, Attention, Config, Embeddings, KvCache, Weights
 from torch_cpullm.detect import detect
+from torch_cpullm.detect.structure import Dtype
 from torch_cpullm.errors import StoredModelError, UnsupportedModelError
 from torch_cpullm.machine import apply_tuning
 from torch_cpullm.modules.progress import packing_progress
-from torch_cpullm.modules.stored import StoredModel, Tensors, build, describe
+from torch_cpullm.modules.stored import StoredModel, build, describe
 from torch_cpullm.modules.swap import require_state, state_of, swap, unswap
 from torch_cpullm.modules.texts import calibration_windows, tokenizer_of
 from torch_cpullm.pack import store
@@ -31,6 +33,7 @@ from torch_cpullm.plan.record import from_json, to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.quantizers import HfQuantizer
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -97,11 +100,38 @@ def optimize(  # noqa: PLR0913  (every choice of Config by its name)
         if state.plan.config == config:
             return model
         restore(model)
-    apply_tuning()
-    plan = make_plan(detect(model), config)
-    with packing_progress(sum(linear.format is not None for linear in plan.linears), config.calibrated) as progress:
-        swap(model, plan, progress, windows_NT)
+    optimize_by(model, config, windows_NT)
     return model
+
+
+def optimize_by(
+    model: nn.Module,
+    config: Config,
+    windows_NT: torch.Tensor | None = None,
+    dtype: Dtype | None = None,
+    after_each: Callable[[], None] | None = None,
+) -> None:
+    """`optimize` for a model that is not optimised, its choices made.
+
+    Args:
+        model: changed in place.
+        config: the choices.
+        windows_NT: token ids for calibration.
+        dtype: what the model is going to have; None: what it has.
+        after_each: called before each linear layer is packed, and at the end.
+    """
+    apply_tuning()
+    structure = detect(model)
+    plan = make_plan(structure if dtype is None else replace(structure, dtype=dtype), config)
+    with packing_progress(sum(linear.format is not None for linear in plan.linears), config.calibrated) as show:
+
+        def progress(done: int, total: int, name: str) -> None:
+            if after_each:
+                after_each()
+            if show:
+                show(done, total, name)
+
+        swap(model, plan, progress, windows_NT)
 
 
 def explain(model: nn.Module) -> Explanation:
@@ -122,6 +152,9 @@ def restore(model: Model) -> Model:
     """
     _require_module(model)
     rounded = sorted(unswap(model))
+    quantizer = getattr(model, "hf_quantizer", None)  # of a model that from_pretrained() has quantised
+    if getattr(getattr(quantizer, "quantization_config", None), "quant_method", None) == QUANT_METHOD:
+        cast("HfQuantizer", quantizer).remove_quantization_config(model)
     if rounded:
         warnings.warn(
             f"torch_cpullm: restored weights are the dequantised {'/'.join(rounded)} values, not the ones loaded; "
@@ -161,7 +194,7 @@ def save(
             tokenizer = None
     if tokenizer is not None:
         tokenizer.save_pretrained(place)
-    store.write(place, tensors.packed, tensors.other, {"model": to_json(stored)})
+    store.write(place, tensors, {"model": to_json(stored)})
 
 
 def load(folder: str | os.PathLike[str], verify: bool = False) -> PreTrainedModel:
@@ -186,12 +219,13 @@ def load(folder: str | os.PathLike[str], verify: bool = False) -> PreTrainedMode
         stored: StoredModel = from_json(StoredModel, record.get("model"), "model")
     except ValueError as error:
         raise StoredModelError(f"{store.RECORD}: {error}") from error
-    tensors = Tensors(store.read_tensors(place / store.PACKED), store.read_tensors(place / store.OTHER))
+    tensors = store.read_tensors(place)
     try:
         config = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise StoredModelError(f"config.json: expected transformers' configuration ({error})") from error
     apply_tuning()
+    vars(config).pop("quantization_config", None)  # of a model that from_pretrained() had quantised
     model = build(stored, config, tensors)
     if (place / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(place, local_files_only=True)

@@ -20,6 +20,9 @@ GROUP_SIZES = {"int8": (0, 32, 64, 128), "int4": (32, 64, 128)}
 KvCache = Literal["int8", "bf16", "keep"]
 Attention = Literal["slim", "keep"]
 
+QUANT_METHOD = "torch_cpullm"
+"""The name in quantization_config of a configuration of transformers."""
+
 _OF_WEIGHTS = ("group_size", "symmetric", "calibrated")  # what they may be depends on the weights' format
 
 

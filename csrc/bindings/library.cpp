@@ -14,6 +14,8 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "Tensor? scale, Tensor? zero) -> Tensor");
   // -> float32 weight[N, K], dequantised, without the bias.
   m.def("unpack(Tensor packed) -> Tensor");
+  // The same bytes where the kernels read them fastest: aligned, on huge pages.
+  m.def("copy_packed(Tensor packed) -> Tensor");
   // -> [N, K, codes, activation, group, asymmetric, has bias, has multiplier, layout version]
   m.def("packed_info(Tensor packed) -> int[]");
   // x[..., K] -> [..., N] in x's dtype.
@@ -87,6 +89,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   namespace ops = torch_cpullm::bindings;
   m.impl("pack", ops::pack);
   m.impl("unpack", ops::unpack);
+  m.impl("copy_packed", ops::copy_packed);
   m.impl("packed_info", ops::packed_info);
   m.impl("linear", ops::linear);
   m.impl("embed", ops::embed);

@@ -129,6 +129,16 @@ at::Tensor unpack(const at::Tensor& packed) {
   return weight;
 }
 
+at::Tensor copy_packed(const at::Tensor& packed) {
+  check_cpu(packed, "packed");
+  TORCH_CHECK_TYPE(packed.scalar_type() == at::kByte, "packed: expected uint8, got ", packed.scalar_type());
+  check_dims(packed, 1, "packed", "[bytes]");
+  at::Tensor copy = empty_packed(packed.numel());
+  copy.copy_(packed);
+  check_packed_weight(copy, "packed");
+  return copy;
+}
+
 std::vector<int64_t> packed_info(const at::Tensor& packed) {
   const layout::PackedView view = check_packed_weight(packed, "packed");
   return {view.columns,

@@ -17,6 +17,7 @@ at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::strin
                 c10::string_view activation, int64_t group, bool asymmetric, const OptionalTensor& multiplier,
                 const OptionalTensor& scale, const OptionalTensor& zero);
 at::Tensor unpack(const at::Tensor& packed);
+at::Tensor copy_packed(const at::Tensor& packed);
 std::vector<int64_t> packed_info(const at::Tensor& packed);
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed);

@@ -131,5 +131,9 @@ class PackedModule(nn.Module):
                 "call torch_cpullm.restore(model) first"
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        vars(self)["_packed_state"] = replace(self._packed_state, dtype=moved.dtype)
+        self.read_as(moved.dtype)
         return self
+
+    def read_as(self, dtype: torch.dtype) -> None:
+        """Let `weight` have another dtype; the bytes stay."""
+        vars(self)["_packed_state"] = replace(self._packed_state, dtype=dtype)

@@ -20,10 +20,9 @@ from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packed import PackedModule
 from torch_cpullm.modules.swap import attach, require_state
 from torch_cpullm.ops.linear import packed_info
+from torch_cpullm.pack.store import Tensors
 from torch_cpullm.plan import Plan
 from torch_cpullm.plan.explain import Explanation
-
-_MULTIPLIER = ":multiplier"  # no module's name has a colon
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class StoredModule:
         trainable: whether the weight was.
         tied_to: of a linear layer, the module whose weight was this one.
         owner: of a table, the linear layer whose bytes it reads.
+        multiplied: whether factors that were taken out of the weight belong to it.
     """
 
     format: WeightFormat
@@ -43,6 +43,7 @@ class StoredModule:
     trainable: bool
     tied_to: str | None
     owner: str | None
+    multiplied: bool
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,6 @@ class StoredModel:
     explanation: Explanation
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """By name: packed weights by their module's, other parameters and buffers by their own."""
-
-    packed: dict[str, torch.Tensor]
-    other: dict[str, torch.Tensor]
-
-
 def describe(model: PreTrainedModel) -> tuple[StoredModel, Tensors]:
     """What `build` needs to make the model again; the tensors are the model's own.
 
@@ -77,7 +70,7 @@ def describe(model: PreTrainedModel) -> tuple[StoredModel, Tensors]:
         raise UnsupportedModelError(f"model: expected a class of transformers, got another one named {architecture!r}")
     paths = {id(module): path for path, module in model.named_modules()}
     modules: dict[str, StoredModule] = {}
-    tensors = Tensors({}, _unpacked(model))
+    tensors = Tensors({}, {}, _unpacked(model))
     for path, module in model.named_modules():
         if not isinstance(module, PackedModule):
             continue
@@ -88,11 +81,12 @@ def describe(model: PreTrainedModel) -> tuple[StoredModel, Tensors]:
             packed.trainable,
             paths[id(packed.tied[0])] if packed.tied else None,
             paths[id(packed.owner[0])] if packed.owner else None,
+            packed.multiplier_K is not None,
         )
         if not packed.owner:
             tensors.packed[path] = module.packed
         if packed.multiplier_K is not None:
-            tensors.other[path + _MULTIPLIER] = packed.multiplier_K
+            tensors.multipliers[path] = packed.multiplier_K
     slim = getattr(model.config, "_attn_implementation", None) == attention.NAME
     stored = StoredModel(architecture, _name_of(model.dtype), slim, modules, state.plan, state.explanation)
     return stored, tensors
@@ -112,19 +106,32 @@ def build(stored: StoredModel, config: PreTrainedConfig, tensors: Tensors) -> Pr
     # Parameters without memory; buffers that no file holds, such as rope's frequencies, are computed as ever.
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = kind._from_config(config, dtype=getattr(torch, stored.dtype))
-    other = dict(tensors.other)
+    fill(model, stored, tensors)
+    _assign(model, tensors.other)
+    finish(model, stored)
+    model.eval()
+    return model
+
+
+def fill(model: nn.Module, stored: StoredModel, tensors: Tensors) -> None:
+    """Give the modules that were packed their bytes; the rest of `model` is left as it is.
+
+    Raises:
+        StoredModelError: names, shapes or formats do not fit.
+    """
     for path, module in sorted(stored.modules.items(), key=lambda item: item[1].owner is not None):
-        _take_over(model, path, module, tensors.packed, other.pop(path + _MULTIPLIER, None))
-    unused = set(tensors.packed) - set(stored.modules)
+        _take_over(model, path, module, tensors.packed, tensors.multipliers.get(path))
+    unused = (set(tensors.packed) | set(tensors.multipliers)) - set(stored.modules)
     if unused:
         raise StoredModelError(f"packed weights: expected those of the record, got others: {_some(unused)}")
-    _assign(model, other)
+
+
+def finish(model: nn.Module, stored: StoredModel) -> None:
+    """Fuse the layers of a model that has all its tensors. Raises StoredModelError when the plan does not fit it."""
     try:
         attach(model, stored.plan, stored.explanation, stored.slim_attention)
     except AttributeError as error:
         raise StoredModelError(f"plan: expected parts of {stored.architecture}, got others ({error})") from error
-    model.eval()
-    return model
 
 
 def _unpacked(model: nn.Module) -> dict[str, torch.Tensor]:

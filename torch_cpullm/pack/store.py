@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,11 @@ from torch_cpullm.errors import StoredModelError
 if TYPE_CHECKING:
     import torch
 
+_MULTIPLIER = ":multiplier"  # no module's name has a colon
 RECORD, CONFIG = "torch_cpullm.json", "config.json"
 PACKED, OTHER = "packed.safetensors", "other.safetensors"
 _FILES = (CONFIG, PACKED, OTHER)
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 _HASHED_AT_A_TIME = 1 << 22
 
@@ -41,20 +43,28 @@ def begin(folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
 
 
-def write(
-    folder: Path, packed: dict[str, torch.Tensor], other: dict[str, torch.Tensor], record: dict[str, Any]
-) -> None:
+@dataclass(frozen=True)
+class Tensors:
+    """By name: packed weights (uint8, contiguous) and multipliers by their module's, other tensors by their own."""
+
+    packed: dict[str, torch.Tensor]
+    multipliers: dict[str, torch.Tensor]
+    other: dict[str, torch.Tensor]
+
+
+def write(folder: Path, tensors: Tensors, record: dict[str, Any]) -> None:
     """Write both tensor files and the record; files of an older model in the folder are replaced.
 
     Args:
         folder: after `begin`, with the configuration in it.
-        packed: uint8 tensors, contiguous.
-        other: of any type; tensors that share memory are written each for itself.
+        tensors: those that share memory are written each for itself.
         record: what JSON can hold; `version`, and `files` with bytes and SHA-256 of each, are added.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written. There is no record then.
     """
+    packed = tensors.packed
+    other = tensors.other | {name + _MULTIPLIER: factors for name, factors in tensors.multipliers.items()}
     with _replacing(folder / PACKED) as file:
         save_file(packed, file, metadata={"padding": " " * _padding(packed)})
     with _replacing(folder / OTHER) as file:
@@ -93,12 +103,19 @@ def read_record(folder: Path, verify: bool) -> dict[str, Any]:
     return record
 
 
-def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, mapped and not read: processes that load the same file share its memory.
+def read_tensors(folder: Path) -> Tensors:
+    """All tensors of a folder, mapped and not read: processes that load the same files share their memory.
 
     Raises:
-        StoredModelError: it is no such file.
+        StoredModelError: the files are none of safetensors.
     """
+    rest = _mapped(folder / OTHER)
+    multipliers = {name: rest.pop(name) for name in list(rest) if name.endswith(_MULTIPLIER)}
+    named = {name.removesuffix(_MULTIPLIER): factors for name, factors in multipliers.items()}
+    return Tensors(_mapped(folder / PACKED), named, rest)
+
+
+def _mapped(file: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt") as source:
             return {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118  (it is no dict)
