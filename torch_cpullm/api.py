@@ -33,7 +33,7 @@ from torch_cpullm.plan.record import from_json, to_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.quantizers import HfQuantizer
+    from transformers.quantizers.base import HfQuantizer
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from torch_cpullm.api import optimize_by, restore
@@ -241,12 +243,11 @@ def _dtype_of(files: Sequence[str] | None) -> torch.dtype | None:
     return max(set(seen), key=seen.count) if seen else None
 
 
-def _packed_module(model: nn.Module, path: str) -> nn.Module:
-    try:
+def _packed_module(model: nn.Module, path: str) -> nn.Linear | nn.Embedding:
+    module: nn.Module | None = None
+    with suppress(AttributeError):
         module = model.get_submodule(path)
-    except AttributeError:
-        module = None
-    if type(module) not in (nn.Linear, nn.Embedding):
+    if not isinstance(module, (nn.Linear, nn.Embedding)):
         raise StoredModelError(f"{path}: expected a Linear or an Embedding of {type(model).__name__}, got {module}")
     return module
 
@@ -279,7 +280,7 @@ def _take_packed(model: nn.Module, stored: StoredModel) -> None:
             if isinstance(module, nn.Embedding)
             else (module.out_features, module.in_features)
         )
-        weight = torch.empty(cast("tuple[int, int]", shape), device="meta")
+        weight = torch.empty(shape, device="meta")
         module.register_parameter("weight", nn.Parameter(weight))
     fill(model, stored, tensors)
     finish(model, stored)
