@@ -164,7 +164,7 @@ def test_config_json_names_what_was_chosen(packed):
     ("choices", "message"),
     [
         ({"weights": "int3"}, "weights: expected one of"),
-        ({"wights": "int8"}, "expected choices of torch_cpullm.optimize, got wieghts"),
+        ({"weight": "int8"}, "expected choices of torch_cpullm.optimize, got weight"),
         ({"quant_method": "gptq"}, "quant_method: expected 'torch_cpullm'"),
         ({"weights": "bf16", "calibration": ["a"]}, "calibrated: expected one of False"),
     ],
