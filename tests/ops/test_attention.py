@@ -82,9 +82,9 @@ def written_up_to(key, value, past, tokens, format):
     """Pages that hold past + tokens tokens of each sequence and poison behind them."""
     kv = empty_pages(*key.shape, format)
     for b, length in enumerate((past + tokens).tolist()):
-        one = replace(kv, table_BP=kv.table_BP[b : b + 1], past_B=torch.zeros(1, dtype=torch.int32))
+        one = kv._replace(table_BP=kv.table_BP[b : b + 1], past_B=torch.zeros(1, dtype=torch.int32))
         ops.kv_append(one, key[b : b + 1, :length], value[b : b + 1, :length])
-    return replace(kv, past_B=past.to(torch.int32))
+    return kv._replace(past_B=past.to(torch.int32))
 
 
 @pytest.mark.parametrize("length", BORDERS)
@@ -176,7 +176,7 @@ def test_pages_of_one_layer_among_others(format):
     assert (pool[:, 2 * width + 64 :] == 255).all()
     past, query = torch.full((2,), 69, dtype=torch.int32), torch.randn(2, 1, 4, 32)
     assert torch.equal(
-        ops.paged_attention(query, replace(kv, past_B=past), 0.2),
+        ops.paged_attention(query, kv._replace(past_B=past), 0.2),
         ops.paged_attention(query, replace(alone, past_B=past), 0.2),
     )
 
@@ -193,13 +193,13 @@ def test_strided_inputs_are_as_good():
     for mask in (causal.expand(2, 4, 40, 40), torch.ones(40, 80, dtype=torch.bool).tril()[None, None]):
         assert torch.equal(ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=mask)), expected)
     wide = torch.cat((kv.table_BP, kv.table_BP), dim=1)[:, : kv.table_BP.shape[1]]
-    assert torch.equal(ops.paged_attention(query, replace(kv, table_BP=wide), 0.2), expected)
+    assert torch.equal(ops.paged_attention(query, kv._replace(table_BP=wide), 0.2), expected)
 
 
 @pytest.mark.parametrize(("batch", "tokens", "heads"), [(0, 3, 4), (2, 0, 4)])
 def test_nothing_to_do(batch, tokens, heads):
     kv = empty_pages(max(batch, 1), 40, 2, 32, "int8")
-    kv = replace(kv, table_BP=kv.table_BP[:batch], past_B=kv.past_B[:batch])
+    kv = kv._replace(table_BP=kv.table_BP[:batch], past_B=kv.past_B[:batch])
     before = kv.pages.clone()
     empty = torch.empty(batch, tokens, 2, 32)
     ops.kv_append(kv, empty, empty)

@@ -63,7 +63,7 @@ def attend_block(**changes):
     names = ("qkv", "output", "input_norm_D", "query_norm_C", "key_norm_C", "output_norm_D")
     weights = block.AttentionWeights(**{name: fields[name] for name in names})
     numbers = block.AttentionNumbers(fields["heads"], fields["kv_heads"], 0.2, fields["soft_cap"])
-    pages = KvPages(**{**vars(fields["kv"]), "kv_heads": fields["kv_heads"]})
+    pages = KvPages(**{**fields["kv"]._asdict(), "kv_heads": fields["kv_heads"]})
     norm = block.NormNumbers(1e-6, 0.0)
     return block.attention_block(fields["hidden"], weights, fields["rope"], pages, fields["mask"], numbers, norm)
 

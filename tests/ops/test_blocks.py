@@ -127,7 +127,7 @@ def test_attention_block_is_its_parts_bit_for_bit(format, norms):
         old = filled_pages(*torch.randn(2, 2, past + tokens, G, C), torch.full((2,), past), kv_format_for(format))
         hidden, tables = torch.randn(2, tokens, D), rope_tables(2, tokens, past)
         mask = torch.rand(2, 1, tokens, past + tokens) < 0.7 if norms else None
-        new = replace(old, pages=old.pages.clone())
+        new = old._replace(pages=old.pages.clone())
         got = run_attention(hidden, dense, weights, new, tables, mask)
         assert torch.equal(got, attention_by_parts(hidden, dense, weights, old, tables, mask))
         assert torch.equal(new.pages, old.pages)
@@ -140,7 +140,7 @@ def test_attention_block_with_one_kv_head_split_between_threads():
     old = filled_pages(*torch.randn(2, 1, 701, 1, C), torch.tensor([700]), "int8")
     hidden = torch.randn(1, 1, D)
     torch.set_num_threads(1)
-    expected = run_attention(hidden, dense, weights, replace(old, pages=old.pages.clone()), tables)
+    expected = run_attention(hidden, dense, weights, old._replace(pages=old.pages.clone()), tables)
     for threads in (2, 3, 4):
         torch.set_num_threads(threads)
         assert torch.equal(run_attention(hidden, dense, weights, old, tables), expected)
@@ -166,10 +166,10 @@ def test_strided_half_and_closed_inputs(dtype):
     hidden = torch.randn(9, 2, D).to(dtype)
     strided, plain = hidden.transpose(0, 1), hidden.transpose(0, 1).contiguous()
     wide = run_attention(plain.float(), dense, weights, empty_pages(2, 9, G, C, "int8"), tables).to(dtype)
-    closed = ops.AttentionWeights(*([guarded(x) for x in weights.qkv], *map(guarded, list(vars(weights).values())[1:])))
+    closed = ops.AttentionWeights(*([guarded(x) for x in weights.qkv], *map(guarded, list(weights)[1:])))
     for x, w in ((strided, weights), (plain, weights), (guarded(plain), closed)):
         kv = empty_pages(2, 9, G, C, "int8")
-        got = run_attention(x, dense, w, replace(kv, pages=guarded(kv.pages[:-1])), tuple(map(guarded, tables)))
+        got = run_attention(x, dense, w, kv._replace(pages=guarded(kv.pages[:-1])), tuple(map(guarded, tables)))
         assert got.dtype == dtype
         assert torch.equal(got, wide)
     assert torch.equal(run_mlp(strided, mlp, "int8", False), run_mlp(plain.float(), mlp, "int8", False).to(dtype))
@@ -180,7 +180,7 @@ def test_nothing_to_do(batch, tokens):
     dense, hidden = dense_attention(True, True), torch.empty(batch, tokens, D)
     kv = empty_pages(2, 9, G, C, "int8")
     before = kv.pages.clone()
-    kv = replace(kv, table_BP=kv.table_BP[:batch], past_B=kv.past_B[:batch])
+    kv = kv._replace(table_BP=kv.table_BP[:batch], past_B=kv.past_B[:batch])
     got = run_attention(hidden, dense, packed_attention(dense, "int8", False), kv, rope_tables(1, tokens))
     assert got.shape == hidden.shape
     assert torch.equal(kv.pages, before)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torch_cpullm.errors import PackedWeightError
+from torch_cpullm.generate.loop import decode, is_plain
 from torch_cpullm.kv import LayerSpec, PagedCache
 
 _OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values that leave the choice to us
@@ -31,6 +32,22 @@ class PagedModel:
             model_kwargs["past_key_values"] = PagedCache(self._cpullm_kv)
             return None
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Greedy search and sampling: our loop where it does the same as transformers', else theirs."""
+        parts = (input_ids, logits_processor, stopping_criteria, generation_config)
+        if is_plain(self, generation_config, synced_gpus, model_kwargs):
+            return decode(self, *parts, streamer, model_kwargs)
+        return super()._sample(*parts, synced_gpus, streamer, **model_kwargs)  # type: ignore[misc]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Ask where `fn` moves tensors before anything has moved: packed weights stay on the CPU."""

@@ -24,6 +24,7 @@ class CacheState:
         self.pool = pool
         self.table: PageTable | None = None
         self._past = torch.empty(0, dtype=torch.int32)
+        self._past_length = 0
 
     def table_for(self, batch: int, length: int) -> PageTable:
         """The table, made at the first use. Raises ValueError when it holds another number of sequences."""
@@ -38,8 +39,8 @@ class CacheState:
 
     def past_tensor(self, batch: int, length: int) -> torch.Tensor:
         """int32 [B], all `length`; made once a step and shared by the layers."""
-        if self._past.shape[0] != batch or int(self._past[0]) != length:
-            self._past = torch.full((batch,), length, dtype=torch.int32)
+        if self._past_length != length or len(self._past) != batch:
+            self._past, self._past_length = torch.full((batch,), length, dtype=torch.int32), length
         return self._past
 
 

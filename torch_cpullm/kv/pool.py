@@ -89,6 +89,8 @@ class PagePool:
         self._free: list[int] = []
         self.copied_pages = 0
         """Pages copied on write so far, because someone else holds them too. Appending alone copies none."""
+        self.shares = 0
+        """Times that pages got another holder: until it grows, a page that could be written to still can."""
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -126,6 +128,7 @@ class PagePool:
     def share(self, pages: list[int]) -> None:
         """Add a reference to each page."""
         with self._lock:
+            self.shares += 1
             for page in pages:
                 self._references[page] += 1
 

@@ -26,6 +26,7 @@ class PageTable:
         self.pool = pool
         self.rows = rows
         self._tensor = torch.empty(0, 0, dtype=torch.int32)
+        self._prepared: tuple[int, int, int] | None = None  # what all layers of a step ask for, one after the other
         # Pages go back when the table does, whoever forgets to close it; the list is shared with the finaliser.
         self._finalizer = weakref.finalize(self, _release_rows, pool, self.rows)
 
@@ -40,10 +41,14 @@ class PageTable:
         Raises:
             OutOfPagesError: nothing has changed then.
         """
+        asked = start, stop, self.pool.shares
+        if asked == self._prepared:
+            return
         first, needed = start // PAGE_TOKENS, _pages_for(stop)
         missing = [max(0, needed - len(row)) for row in self.rows]
         shared = self._rows_to_copy(first, needed)
         if not shared and not any(missing):
+            self._prepared = asked
             return
         fresh = iter(self.pool.allocate(len(shared) + sum(missing)))
         for row, index in shared:
@@ -53,6 +58,7 @@ class PageTable:
         for row, count in zip(self.rows, missing, strict=True):
             row.extend(itertools.islice(fresh, count))
         self._changed()
+        self._prepared = asked
 
     def _rows_to_copy(self, first: int, needed: int) -> list[tuple[list[int], int]]:
         """Rows, and where in them, whose page someone else holds too. The last holder of a page keeps it."""
@@ -67,6 +73,7 @@ class PageTable:
         return copies
 
     def _changed(self) -> None:
+        self._prepared = None
         width = max((len(row) for row in self.rows), default=0)
         if self._tensor.shape[0] != self.batch or self._tensor.shape[1] < width:
             self._tensor = torch.zeros(self.batch, max(8, 2 * width), dtype=torch.int32)
@@ -80,6 +87,7 @@ class PageTable:
 
     def crop(self, length: int) -> None:
         """Give back the pages beyond `length` tokens."""
+        self._prepared = None
         keep = _pages_for(length)
         for row in self.rows:
             self.pool.release(row[keep:])

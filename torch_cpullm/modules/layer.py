@@ -78,7 +78,7 @@ def why_not_fused(layer: Any, hidden: torch.Tensor, args: tuple[Any, ...], kwarg
         return "torch.compile traces it"
     if args:
         return "it was called with positional arguments"
-    if kwargs.get("output_attentions") or getattr(layer.self_attn.config, "output_attentions", False):
+    if kwargs.get("output_attentions") or _wants_attention_weights(layer):
         return "output_attentions asks for attention weights, which a fused block never forms"
     cache = kwargs.get("past_key_values")
     if cache is not None and not isinstance(cache, PagedCache):
@@ -95,9 +95,15 @@ def why_not_fused(layer: Any, hidden: torch.Tensor, args: tuple[Any, ...], kwarg
     return None
 
 
+def _wants_attention_weights(layer: Any) -> bool:
+    config = vars(layer._modules[layer._cpullm.structure.attention.path]).get("config")
+    # Past PreTrainedConfig's own __getattribute__, which takes longer than one of our ops is called in.
+    return config is not None and bool(object.__getattribute__(config, "__dict__").get("_output_attentions"))
+
+
 def _attention(layer: Any, parts: FusedParts, hidden_BTD: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
     structure, attention = parts.structure, parts.structure.attention
-    module = getattr(layer, attention.path)
+    module = layer._modules[attention.path]
     cache: PagedCache | None = kwargs.get("past_key_values")
     batch, tokens = hidden_BTD.shape[:2]
     if cache is None:  # no past, and nothing to remember: pages for the length of this call
@@ -128,26 +134,34 @@ def _attention_weights(
     layer: Any, structure: LayerStructure, attention: AttentionStructure, module: Any
 ) -> ops.AttentionWeights:
     return ops.AttentionWeights(
-        qkv=[getattr(module, name).packed for name in attention.qkv],
-        output=getattr(module, attention.output).packed,
-        input_norm_D=getattr(layer, structure.attention_norm).weight,
-        query_norm_C=getattr(module, attention.query_norm).weight if attention.query_norm else None,
-        key_norm_C=getattr(module, attention.key_norm).weight if attention.key_norm else None,
-        output_norm_D=_gain(layer, structure.attention_output_norm),
+        [_packed(module, name) for name in attention.qkv],
+        _packed(module, attention.output),
+        _gain(layer, structure.attention_norm),
+        _gain(module, attention.query_norm) if attention.query_norm else None,
+        _gain(module, attention.key_norm) if attention.key_norm else None,
+        _gain(layer, structure.attention_output_norm) if structure.attention_output_norm else None,
     )
 
 
-def _gain(layer: Any, name: str | None) -> torch.Tensor | None:
-    return getattr(layer, name).weight if name else None
+# Tables of modules and tensors directly: nn.Module's attribute access takes as long as a fused op's call, and a layer
+# needs fifteen of them for each token.
+def _packed(module: Any, name: str) -> torch.Tensor:
+    packed: torch.Tensor = module._modules[name]._buffers["packed"]
+    return packed
+
+
+def _gain(module: Any, name: str) -> torch.Tensor:
+    weight: torch.Tensor = module._modules[name]._parameters["weight"]
+    return weight
 
 
 def _mlp(layer: Any, structure: LayerStructure, mlp: MlpStructure, hidden_BTD: torch.Tensor) -> torch.Tensor:
-    module = getattr(layer, mlp.path)
+    module = layer._modules[mlp.path]
     weights = ops.MlpWeights(
-        gate_up=[getattr(module, name).packed for name in mlp.gate_up],
-        down=getattr(module, mlp.down).packed,
-        input_norm_D=getattr(layer, structure.mlp_norm).weight,
-        output_norm_D=_gain(layer, structure.mlp_output_norm),
+        [_packed(module, name) for name in mlp.gate_up],
+        _packed(module, mlp.down),
+        _gain(layer, structure.mlp_norm),
+        _gain(layer, structure.mlp_output_norm) if structure.mlp_output_norm else None,
     )
     return ops.mlp_block(hidden_BTD, weights, mlp.activation, layer._cpullm.norm)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,8 +13,7 @@ from torch_cpullm.ops.library import fake, kernels
 PAGE_TOKENS: int = kernels.kv_page_tokens()
 
 
-@dataclass(frozen=True)
-class KvPages:
+class KvPages(NamedTuple):
     """One layer's view of a pool, as the ops take it.
 
     Attributes:

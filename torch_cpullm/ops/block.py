@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,8 +20,7 @@ class NormNumbers:
     offset: float
 
 
-@dataclass(frozen=True)
-class AttentionWeights:
+class AttentionWeights(NamedTuple):
     """Tensors of an attention block: packed weights, and norm gains [D] or [C] in any float dtype (None: no norm).
 
     `qkv` holds q, k and v, or one fused weight with their rows in that order.
@@ -44,8 +44,7 @@ class AttentionNumbers:
     soft_cap: float
 
 
-@dataclass(frozen=True)
-class MlpWeights:
+class MlpWeights(NamedTuple):
     """Tensors of an MLP block. `gate_up` holds gate and up, or one fused weight with their rows in that order."""
 
     gate_up: list[torch.Tensor]

@@ -1,0 +1,149 @@
+"""The decode loop for the plain cases of greedy search and sampling; transformers' own takes all others.
+
+Theirs grows ids, mask and positions by concatenation, makes the inputs of each step anew and looks for the largest
+logit in 0.2 to 0.6 ms at 128 k words. This one writes into rows that were made once, and asks the model for the same
+forward, the processors and the criteria for the same decisions: the tokens are theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GenerationMixin
+
+from torch_cpullm.kv import PagedCache
+
+# What a step's forward is given beside ids, mask, positions and cache; any other argument is left to transformers.
+_PASSED_ON = {"use_cache", "logits_to_keep", "output_attentions", "output_hidden_states"}
+_KNOWN = _PASSED_ON | {"past_key_values", "attention_mask", "position_ids"}
+_THEIRS = ("_sample", "_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+_SPARE = 1024  # columns, where the longest text is not known or far away
+_CHUNK = 256  # sixteen vectors of sixteen floats
+
+
+def is_plain(model: Any, config: Any, synced_gpus: bool, kwargs: dict[str, Any]) -> bool:
+    """Whether `decode` does what transformers' loop would.
+
+    Args:
+        model: of a class in front of the user's own.
+        config: the generation's.
+        synced_gpus: as `_sample` is told.
+        kwargs: the model's, as `_sample` is told.
+    """
+    original = type(model).__mro__[2]
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    return (
+        all(getattr(original, name) is getattr(GenerationMixin, name) for name in _THEIRS)
+        and not (synced_gpus or config.return_dict_in_generate or config.is_assistant)
+        and not (config.output_attentions or config.output_hidden_states)
+        and isinstance(kwargs.get("past_key_values"), PagedCache)
+        and kwargs.get("use_cache") is True
+        and all(name in _KNOWN or value is None for name, value in kwargs.items())
+        and (mask is None or mask.dim() == 2)
+        and (positions is None or positions.dim() == 2)
+    )
+
+
+class Rows:
+    """A tensor [B, n] that grows by a column at a time, in memory that was made for more."""
+
+    def __init__(self, start_BN: torch.Tensor, longest: int | None) -> None:
+        """Copy `start_BN`; `longest` is what n will be at most, if that is known."""
+        self.length = start_BN.shape[1]
+        columns = self.length + _SPARE if longest is None else min(longest, self.length + _SPARE)
+        self._memory_BM = start_BN.new_empty(start_BN.shape[0], max(columns, self.length))
+        self._memory_BM[:, : self.length] = start_BN
+
+    def append(self, column_B: torch.Tensor | int) -> None:
+        """Add a column."""
+        if self.length == self._memory_BM.shape[1]:
+            spare_BM = self._memory_BM.new_empty(len(self._memory_BM), max(_SPARE, self.length))
+            self._memory_BM = torch.cat([self._memory_BM, spare_BM], dim=1)
+        self._memory_BM[:, self.length] = column_B
+        self.length += 1
+
+    @property
+    def value(self) -> torch.Tensor:
+        """[B, n], a view: its values stay, later columns are beyond it."""
+        return self._memory_BM[:, : self.length]
+
+
+def largest(scores_BV: torch.Tensor) -> torch.Tensor:
+    """The first of the largest scores of each row, as torch.argmax has it: [B].
+
+    By the largest of each chunk of 256, which vectors find: 25 us at 128 k words instead of 160 (one thread).
+    """
+    batch, words = scores_BV.shape
+    chunks, rest = divmod(words, _CHUNK)
+    if chunks < 2:
+        return scores_BV.argmax(dim=-1)
+    whole_BNC = scores_BV[:, : chunks * _CHUNK].reshape(batch, chunks, _CHUNK)
+    top_B1 = whole_BNC.amax(dim=-1).argmax(dim=-1, keepdim=True)
+    chunk_BC = whole_BNC.gather(1, top_B1[:, :, None].expand(-1, -1, _CHUNK))[:, 0]
+    index_B = top_B1[:, 0] * _CHUNK + chunk_BC.argmax(dim=-1)
+    if rest:
+        last_BR = scores_BV[:, chunks * _CHUNK :]
+        found_B = last_BR.argmax(dim=-1)
+        pair_B2 = torch.stack([index_B, found_B + chunks * _CHUNK], dim=1)
+        index_B = pair_B2.gather(1, scores_BV.gather(1, pair_B2).argmax(dim=-1, keepdim=True))[:, 0]
+    return index_B
+
+
+def decode(
+    model: Any,
+    ids_BT: torch.Tensor,
+    processors: Any,
+    criteria: Any,
+    config: Any,
+    streamer: Any,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Generate until the criteria say so; `is_plain` must hold.
+
+    Args:
+        model: that generates.
+        ids_BT: the prompt, with what its cache holds already.
+        processors: of logits, a LogitsProcessorList.
+        criteria: a StoppingCriteriaList.
+        config: the generation's.
+        streamer: told each token, or None.
+        kwargs: the model's.
+
+    Returns:
+        The prompt and what follows it, [B, n].
+    """
+    pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    outputs = model._prefill(ids_BT, config, kwargs, is_first_iteration=True)
+    logits_BV = outputs.logits[:, -1].to(torch.float32, copy=True)
+    inputs = {name: value for name, value in kwargs.items() if name in _PASSED_ON or name == "past_key_values"}
+    ids = Rows(ids_BT, criteria.max_length)
+    mask_BT, position_B1 = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    mask = None if mask_BT is None else Rows(mask_BT, criteria.max_length)
+    position_B1 = None if position_B1 is None else position_B1[:, -1:].clone()
+    unfinished_B = torch.ones(len(ids_BT), dtype=torch.long)
+    del outputs  # its logits may be those of a whole prompt
+    while True:
+        scores_BV = processors(ids.value, logits_BV)
+        if config.do_sample:
+            token_B = torch.multinomial(scores_BV.softmax(dim=-1), num_samples=1).squeeze(1)
+        else:
+            token_B = largest(scores_BV)
+        if pads:
+            token_B = token_B * unfinished_B + config._pad_token_tensor * (1 - unfinished_B)
+        ids.append(token_B)
+        unfinished_B = unfinished_B & ~criteria(ids.value, None)
+        if streamer is not None:
+            streamer.put(token_B)
+        if not unfinished_B.any():
+            break
+        if mask is not None:
+            mask.append(1)
+            inputs["attention_mask"] = mask.value
+        if position_B1 is not None:
+            position_B1 += 1
+            inputs["position_ids"] = position_B1
+        logits_BV = model(input_ids=token_B[:, None], **inputs, return_dict=True).logits[:, -1].float()
+    if streamer is not None:
+        streamer.end()
+    return ids.value.clone()
