@@ -86,6 +86,11 @@ class Config:
         return self.weights in ("int8", "int4")
 
 
+def environment() -> dict[str, str]:
+    """Return a copy of all variables, for a process that is about to be started."""
+    return dict(os.environ)
+
+
 def forced_isa() -> str | None:
     """The value of TORCH_CPULLM_ISA ("avx2", or "avx2,-avxvnni"), which the C++ side obeys when it is loaded."""
     return os.environ.get("TORCH_CPULLM_ISA") or None

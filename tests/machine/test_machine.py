@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 
 import torch_cpullm
-from torch_cpullm.machine import detect_machine, memory_limit_bytes
+from torch_cpullm.machine import detect_machine, memory_limit_bytes, openmp
 from torch_cpullm.machine.container import cpu_quota
 from torch_cpullm.machine.huge_pages import transparent_huge_pages
 from torch_cpullm.machine.info import find_warnings
-from torch_cpullm.machine.openmp import loaded_runtimes
-from torch_cpullm.machine.topology import parse_cpu_list, read_topology
+from torch_cpullm.machine.openmp import loaded_runtimes, runtimes_in_use
+from torch_cpullm.machine.topology import Topology, parse_cpu_list, read_topology, write_cpu_list
+
+TWO_NODES = Topology(4, 4, 2, ((0,), (1,), (2,), (3,)), {0: (0, 1), 1: (2, 3)}, (0, 0, 0))
 
 
 def write(file, text):
@@ -42,26 +44,38 @@ def test_topology(sockets, threads, tmp_path):
     root, cpus = system(tmp_path, sockets, 4, threads)
     found = read_topology(root, cpus)
     assert (found.logical, found.physical, found.sockets) == (sockets * 4 * threads, sockets * 4, sockets)
-    assert [len(node) for node in found.nodes] == [4 * threads] * sockets
+    assert [len(node) for node in found.nodes.values()] == [4 * threads] * sockets
     assert found.caches == (48 << 10, 2 << 20, 0)
+    assert len(found.cores) == sockets * 4
+    assert all(len(core) == threads for core in found.cores)
+    assert sorted(cpu for core in found.cores for cpu in core) == sorted(cpus)
 
 
 def test_affinity_narrows_everything(tmp_path):
     root, _ = system(tmp_path, 2, 4, 1)
     found = read_topology(root, {0, 1})
-    assert (found.logical, found.physical, found.sockets, found.nodes) == (2, 2, 1, ((0, 1),))
+    assert (found.logical, found.physical, found.sockets, found.nodes) == (2, 2, 1, {0: (0, 1)})
+    assert found.cores == ((0,), (1,))
+    assert read_topology(root, {5}).nodes == {1: (5,)}
 
 
 def test_a_silent_system(tmp_path):
     found = read_topology(tmp_path, {0, 1})
     assert (found.logical, found.physical, found.sockets) == (2, None, None)
-    assert found.nodes == ((0, 1),)
+    assert found.nodes == {0: (0, 1)}
+    assert found.cores == ()
     assert found.caches == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("text", "cpus"), [("0-3,8", (0, 1, 2, 3, 8)), ("5", (5,)), ("", ()), ("0-0\n", (0,))])
 def test_cpu_lists(text, cpus):
     assert parse_cpu_list(text) == cpus
+
+
+@pytest.mark.parametrize(("cpus", "text"), [((8, 0, 1, 2, 3), "0-3,8"), ((5,), "5"), ((), "")])
+def test_cpu_lists_are_written_as_they_are_read(cpus, text):
+    assert write_cpu_list(cpus) == text
+    assert parse_cpu_list(text) == tuple(sorted(cpus))
 
 
 def test_container_v2(tmp_path):
@@ -105,8 +119,27 @@ def test_openmp_runtimes(tmp_path):
     assert loaded_runtimes(tmp_path / "none") == ()
 
 
-def test_this_process_has_one_openmp_runtime():
-    assert len(loaded_runtimes()) == 1
+@pytest.mark.parametrize(
+    ("address", "in_use"),
+    [
+        (0x7F0280, ["libiomp5.so"]),  # preloaded, it answers for libgomp as well
+        (0x7F0080, ["libgomp.so.1", "libiomp5.so"]),  # loaded later, it runs its own callers' regions
+        (0, ["libgomp.so.1", "libiomp5.so"]),
+    ],
+)
+def test_a_preloaded_runtime_answers_for_the_others(address, in_use, tmp_path, monkeypatch):
+    lines = [
+        "7f0000-7f0100 r-xp 0 08:01 1 /usr/lib/libgomp.so.1",
+        "7f0200-7f0300 r-xp 0 08:01 2 /opt/intel/libiomp5.so",
+        "7f0300-7f0400 rw-p 0 00:00 0 ",
+    ]
+    write(tmp_path / "maps", "\n".join(lines))
+    monkeypatch.setattr(openmp, "_address", lambda _: address)
+    assert [path.rsplit("/", 1)[-1] for path in runtimes_in_use(tmp_path / "maps")] == in_use
+
+
+def test_this_process_uses_one_openmp_runtime():
+    assert len(runtimes_in_use()) == 1
 
 
 @pytest.mark.parametrize(("text", "state"), [("always [madvise] never", "madvise"), ("[never]", "never"), ("", None)])
@@ -120,7 +153,7 @@ def test_huge_pages(text, state, tmp_path):
 def quiet():
     """A machine with nothing to warn about."""
     machine = detect_machine()
-    topology = replace(machine.topology, physical=4, logical=4, nodes=((0, 1, 2, 3),))
+    topology = replace(machine.topology, physical=4, logical=4, nodes={0: (0, 1, 2, 3)})
     return replace(
         machine,
         topology=topology,
@@ -143,6 +176,7 @@ def test_no_warnings(quiet):
         ({"quota": 1.5}, 2, None, "grants 1.5 CPUs.*set_num_threads\\(1\\)"),
         ({"openmp": ("/lib/libgomp.so.1", "/x/libiomp5.so")}, 4, None, "2 OpenMP runtimes"),
         ({"huge_pages": "never"}, 4, None, "no huge pages"),
+        ({"topology": TWO_NODES}, 4, None, "2 NUMA nodes: stay on one, python -m torch_cpullm.cli launch"),
         ({"isa": "scalar"}, 4, "scalar", "TORCH_CPULLM_ISA=scalar"),
     ],
 )
@@ -155,5 +189,5 @@ def test_warnings(changes, threads, forced, words, quiet):
 
 def test_info_prints_the_facts():
     text = str(torch_cpullm.info())
-    for word in ("CPU", "ISA level", "caches", "NUMA", "threads", "OpenMP", "torch 2.13", "transformers 5", "libgomp"):
+    for word in ("CPU", "ISA level", "caches", "NUMA", "threads", "OpenMP", "torch 2.13", "transformers 5", "omp"):
         assert word in text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+REMEDY = "no huge pages; as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
+
 
 def transparent_huge_pages(file: Path = Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> str | None:
     """Return "always", "madvise" or "never"; None where the system does not say."""

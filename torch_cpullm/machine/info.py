@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from torch_cpullm import config
+from torch_cpullm.machine.huge_pages import REMEDY
 from torch_cpullm.machine.machine import Machine, detect_machine
 from torch_cpullm.version import VERSION
 
@@ -26,7 +27,7 @@ class Info:
         """One fact a line, warnings last."""
         machine, topology = self.machine, self.machine.topology
         l1, l2, l3 = (f"{size // 1024} KiB" if size else "unknown" for size in topology.caches)
-        nodes = "; ".join(f"node {i}: {len(cpus)} CPUs" for i, cpus in enumerate(topology.nodes))
+        nodes = "; ".join(f"node {i}: {len(cpus)} CPUs" for i, cpus in topology.nodes.items())
         facts = {
             "CPU": f"{machine.cpu}, {topology.physical or '?'} cores, {topology.logical} logical, "
             f"{topology.sockets or '?'} socket(s)",
@@ -64,11 +65,11 @@ def find_warnings(machine: Machine, threads: int, forced_isa: str | None) -> tup
             f"{len(machine.openmp)} OpenMP runtimes ({names}) share the cores; uninstall or stop importing one"
         )
     if machine.huge_pages == "never":
-        found.append("no huge pages; as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled")
+        found.append(REMEDY)
     if forced_isa and machine.isa != _best(machine):
         found.append(f"TORCH_CPULLM_ISA={forced_isa} holds kernels below what the CPU has; unset it")
     if len(machine.topology.nodes) > 1:
-        found.append(f"{len(machine.topology.nodes)} NUMA nodes: bind the process to one, numactl -N 0 -m 0 python ...")
+        found.append(f"{len(machine.topology.nodes)} NUMA nodes: stay on one, python -m torch_cpullm.cli launch ...")
     return tuple(found)
 
 

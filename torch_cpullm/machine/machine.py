@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch_cpullm.machine.container import cpu_quota, memory_limit_bytes
 from torch_cpullm.machine.huge_pages import transparent_huge_pages
-from torch_cpullm.machine.openmp import loaded_runtimes
+from torch_cpullm.machine.openmp import runtimes_in_use
 from torch_cpullm.machine.topology import Topology, read_topology
 from torch_cpullm.ops import introspect
 
@@ -24,7 +24,7 @@ class Machine:
         topology: cores, nodes and caches this process may use.
         quota: CPUs' worth of time a container allows, None without a limit.
         memory_bytes: memory this process may use.
-        openmp: paths of the OpenMP runtimes in this process.
+        openmp: paths of the OpenMP runtimes that this process uses.
         huge_pages: "always", "madvise", "never", or None.
     """
 
@@ -56,6 +56,6 @@ def detect_machine() -> Machine:
         topology=read_topology(),
         quota=cpu_quota(),
         memory_bytes=memory_limit_bytes(),
-        openmp=loaded_runtimes(),
+        openmp=runtimes_in_use(),
         huge_pages=transparent_huge_pages(),
     )

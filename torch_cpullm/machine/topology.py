@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +18,16 @@ class Topology:
         logical: CPUs in the process's affinity mask.
         physical: distinct cores among them (None: the system does not say).
         sockets: packages among them (None: likewise).
-        nodes: NUMA nodes among them, each with its CPUs.
+        cores: those cores, each with its CPUs, which are the core's hardware threads.
+        nodes: NUMA nodes among them by the system's numbers, each with its CPUs.
         caches: bytes of (L1 data, L2, L3) as the first CPU sees them; 0 where unknown.
     """
 
     logical: int
     physical: int | None
     sockets: int | None
-    nodes: tuple[tuple[int, ...], ...]
+    cores: tuple[tuple[int, ...], ...]
+    nodes: Mapping[int, tuple[int, ...]]
     caches: tuple[int, int, int]
 
 
@@ -36,6 +39,17 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
             first, _, last = part.partition("-")
             cpus.extend(range(int(first), int(last or first) + 1))
     return tuple(cpus)
+
+
+def write_cpu_list(cpus: tuple[int, ...]) -> str:
+    """The way back: (0, 1, 2, 3, 8) is "0-3,8"."""
+    spans: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if spans and cpu == spans[-1][1] + 1:
+            spans[-1][1] = cpu
+        else:
+            spans.append([cpu, cpu])
+    return ",".join(f"{first}-{last}" if last > first else f"{first}" for first, last in spans)
 
 
 def _read(path: Path) -> str | None:
@@ -63,24 +77,23 @@ def read_topology(system: Path = SYSTEM, affinity: set[int] | None = None) -> To
         affinity: CPU numbers.
     """
     allowed = affinity if affinity is not None else _affinity()
-    cores: set[tuple[str, str]] = set()
-    packages: set[str] = set()
+    cores: dict[tuple[str, str], tuple[int, ...]] = {}
     for cpu in sorted(allowed):
         package = _read(system / f"cpu/cpu{cpu}/topology/physical_package_id")
         core = _read(system / f"cpu/cpu{cpu}/topology/core_id")
         if package is not None and core is not None:
-            cores.add((package, core))
-            packages.add(package)
-    nodes = []
+            cores[package, core] = (*cores.get((package, core), ()), cpu)
+    nodes = {}
     for node in sorted(system.glob("node/node[0-9]*"), key=lambda path: int(path.name[4:])):
         members = tuple(cpu for cpu in parse_cpu_list(_read(node / "cpulist") or "") if cpu in allowed)
         if members:
-            nodes.append(members)
+            nodes[int(node.name[4:])] = members
     return Topology(
         logical=len(allowed),
         physical=len(cores) or None,
-        sockets=len(packages) or None,
-        nodes=tuple(nodes) or (tuple(sorted(allowed)),),
+        sockets=len({package for package, _ in cores}) or None,
+        cores=tuple(cores.values()),
+        nodes=nodes or {0: tuple(sorted(allowed))},
         caches=_cache_bytes(system / f"cpu/cpu{min(allowed, default=0)}"),
     )
 

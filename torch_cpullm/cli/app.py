@@ -1,0 +1,16 @@
+"""The commands of `torch-cpullm`, one file each."""
+
+import typer
+
+from torch_cpullm.cli.launch import launch
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """Language models on CPUs: tools around torch_cpullm."""
+
+
+# Interspersed options would be taken from the script: what follows it is its own.
+app.command(context_settings={"allow_interspersed_args": False})(launch)
