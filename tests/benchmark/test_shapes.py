@@ -106,9 +106,3 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
 def test_unknown_name_lists_the_known() -> None:
     with pytest.raises(ConfigError, match=r"llama-3\.2-1b, qwen2\.5-0\.5b, .*config\.json; got 'gpt-9'"):
         shapes.config_of("gpt-9")
-
-
-@pytest.mark.parametrize("tokens", [1, 64, 1000])
-def test_new_tokens_must_fit_the_context(tokens: int) -> None:
-    with pytest.raises(ConfigError, match="tokens: expected 2 to 63"):
-        shapes.prompt_length(shapes.meta_model(LlamaConfig(**TINY)), tokens)
