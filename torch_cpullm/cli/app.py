@@ -2,6 +2,7 @@
 
 import typer
 
+from torch_cpullm.cli.bench import bench
 from torch_cpullm.cli.launch import launch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -14,3 +15,4 @@ def main() -> None:
 
 # Interspersed options would be taken from the script: what follows it is its own.
 app.command(context_settings={"allow_interspersed_args": False})(launch)
+app.command()(bench)

@@ -40,6 +40,11 @@ class Engine(ABC):
     """
 
     formats: tuple[Format, ...]
+    kv_bits: int = 16
+    """Of an element of the KV cache, scales aside."""
+
+    weight_bytes: int
+    """Of all weights as they lie in memory, tables of embeddings included."""
 
     @classmethod
     @abstractmethod

@@ -62,6 +62,7 @@ class LlamaCpp(Engine):
         if not model:
             raise RuntimeError(f"llama.cpp does not load {prepared}: {_complaint()}")
         weakref.finalize(self, lib.llama_model_free, model)
+        self.weight_bytes = lib.llama_model_size(model)
         params = lib.llama_context_default_params()
         params.n_ctx = batch * -(-context // CELLS) * CELLS
         params.n_seq_max = batch
