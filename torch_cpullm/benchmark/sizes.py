@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def sizes_of(config: PreTrainedConfig) -> Sizes:
     """Count by the modules that transformers makes of it."""
-    model = meta_model(config)
+    model: Any = meta_model(config)
     text = config.get_text_config(decoder=True)
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     linears = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]

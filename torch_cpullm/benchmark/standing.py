@@ -115,7 +115,8 @@ def _standing(name: str, work: Work, laps: list[Lap], entry: Entry, sizes: Sizes
         integer, floating = max(roofline.int8, roofline.amx_int8), max(roofline.bf16, roofline.amx_bf16, roofline.f32)
         share = sizes.prefill_operations(work) / step / (integer if entry.bits <= 8 and integer else floating)
         rate = work.batch * work.tokens / step
-    return Standing(name, work, len(laps), rate, *(_quantile(every, q) for q in (0.5, 0.9, 0.99)), share)
+    p50, p90, p99 = (_quantile(every, q) for q in (0.5, 0.9, 0.99))
+    return Standing(name, work, len(laps), rate, p50, p90, p99, share)
 
 
 def _quantile(ordered: list[float], q: float) -> float:

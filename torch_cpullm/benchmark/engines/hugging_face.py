@@ -17,7 +17,6 @@ from torch_cpullm.benchmark.engines.engine import Engine, Format
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch_cpullm.benchmark.causal_lm import CausalLM
     from torch_cpullm.benchmark.engines.engine import Ids
 
 
@@ -37,7 +36,7 @@ class _Clock(BaseStreamer):
 class HuggingFace(Engine):
     """A model of transformers, whichever way it was made; its cache is passed from call to call."""
 
-    _model: CausalLM
+    _model: Any
 
     def _begin(self, threads: int, batch: int) -> None:
         torch.set_num_threads(threads)
