@@ -18,6 +18,7 @@ PARAMETERS = {
     "qwen3-0.6b": 596_049_920,
     "tinyllama-1.1b": 1_100_048_384,
     "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
 }
 TINY = {
     "vocab_size": 96,

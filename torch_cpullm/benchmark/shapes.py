@@ -66,6 +66,20 @@ def _llama_2_7b() -> PreTrainedConfig:
     )
 
 
+def _llama_2_13b() -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=5120,
+        intermediate_size=13_824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=40,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+
+
 def _tinyllama_1_1b() -> PreTrainedConfig:
     return LlamaConfig(
         vocab_size=32_000,
@@ -117,6 +131,7 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "qwen3-0.6b": _qwen3_0_6b,
     "tinyllama-1.1b": _tinyllama_1_1b,
     "llama-2-7b": _llama_2_7b,
+    "llama-2-13b": _llama_2_13b,
 }
 
 
@@ -157,6 +172,26 @@ def meta_model(config: PreTrainedConfig) -> CausalLM:
     return model
 
 
+class Wallpaper:
+    """Normal numbers for one parameter after the other, a function of the seed and of their order."""
+
+    def __init__(self, seed: int = SEED) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+        self._papers = {torch.float32: torch.empty(WALLPAPER).normal_(0.0, STD, generator=self._generator)}
+
+    @staticmethod
+    def covers(name: str, parameter: torch.Tensor) -> bool:
+        """Whether a parameter is drawn: matrices and biases, not the gains of norms."""
+        return parameter.dim() >= 2 or name.endswith("bias")
+
+    def lay(self, parameter: torch.Tensor) -> None:
+        """Fill one, in place."""
+        if parameter.dtype not in self._papers:
+            self._papers[parameter.dtype] = self._papers[torch.float32].to(parameter.dtype)
+        offset = int(torch.randint(WALLPAPER, (1,), generator=self._generator))
+        _lay(parameter.detach().view(-1), self._papers[parameter.dtype], offset)
+
+
 def fill(model: CausalLM, seed: int = SEED, advance: Advance = silent) -> CausalLM:
     """Give a meta model storage and random weights: normal(0, 0.02), norm gains and buffers as transformers sets them.
 
@@ -167,19 +202,15 @@ def fill(model: CausalLM, seed: int = SEED, advance: Advance = silent) -> Causal
     """
     model.to_empty(device="cpu")
     model.tie_weights()  # to_empty gives each name storage of its own
-    generator = torch.Generator().manual_seed(seed)
-    paper = torch.empty(WALLPAPER).normal_(0.0, STD, generator=generator)
-    papers: dict[torch.dtype, torch.Tensor] = {}
+    paper = Wallpaper(seed)
     named = dict(model.named_parameters())
     done, total = 0, sum(parameter.nbytes for parameter in named.values())
     for name, parameter in named.items():
         done += parameter.nbytes
-        if parameter.dim() < 2 and not name.endswith("bias"):
-            continue
-        offset = int(torch.randint(WALLPAPER, (1,), generator=generator))
-        _lay(parameter.detach().view(-1), papers.setdefault(parameter.dtype, paper.to(parameter.dtype)), offset)
-        parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # so that transformers sets only the rest
-        advance(done, total)
+        if paper.covers(name, parameter):
+            paper.lay(parameter)
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]  # so that transformers sets only the rest
+            advance(done, total)
     model.initialize_weights()  # type: ignore[no-untyped-call]  # norm gains, rope frequencies
     model.eval()  # type: ignore[no-untyped-call]
     return model

@@ -1,0 +1,101 @@
+"""Loading: from_pretrained() that quantises, and load(): seconds and memory, each in a process of its own.
+
+    python -m bench.bench_loading                               Llama-3.2-1B
+    python -m bench.bench_loading --shape llama-2-13b --weights int4 --work FOLDER    26 GB are written and read there
+
+"peak" is the most memory that the process had, mapped files included, above what importing takes; "packed" what the
+model takes in the end. "first token" counts from the call of load() to the first of generate(), after eight of prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+import torch_cpullm
+from torch_cpullm.benchmark.checkpoint import random_checkpoint
+from torch_cpullm.benchmark.steps import step
+from torch_cpullm.config import cache_folder
+
+ROOT = Path(__file__).parent.parent
+IDS = torch.arange(10, 18)[None]
+
+
+def _memory(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text("utf-8").splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def quantise(checkpoint: str, weights: str, packed: str) -> dict[str, Any]:
+    """Load a checkpoint quantised, save it packed, and load that."""
+    before, start = _memory("VmRSS"), time.perf_counter()
+    config = torch_cpullm.CpuLlmConfig(weights=weights)  # type: ignore[arg-type]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, quantization_config=config)
+    seconds = time.perf_counter() - start
+    peak = _memory("VmHWM") - before
+    start = time.perf_counter()
+    torch_cpullm.save(model, packed)
+    stored = torch_cpullm.explain(model).weight_bytes_after
+    return {"load": seconds, "peak": peak, "packed": stored, "save": time.perf_counter() - start}
+
+
+def load(packed: str) -> dict[str, Any]:
+    """Load what was saved, and generate one token."""
+    start = time.perf_counter()
+    model = torch_cpullm.load(packed)
+    loaded = time.perf_counter() - start
+    model.generate(IDS, max_new_tokens=1, do_sample=False)
+    return {"load": loaded, "first token": time.perf_counter() - start, "peak": _memory("VmHWM")}
+
+
+def _apart(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench.bench_loading", "--one", *arguments]
+    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    return found
+
+
+def main(
+    arguments: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    shape: Annotated[str, typer.Option(help="a name of benchmark.shapes, or a config.json")] = "llama-3.2-1b",
+    weights: Annotated[str, typer.Option(help="int8 or int4")] = "int8",
+    work: Annotated[str, typer.Option(help="folder for the checkpoint and the packed model")] = "",
+    one: Annotated[bool, typer.Option("--one", hidden=True)] = False,
+) -> None:
+    """Write the checkpoint where there is none, load it quantised, save, load, and print what each took."""
+    if one:
+        parts = arguments or []
+        print(json.dumps(quantise(*parts) if len(parts) > 1 else load(*parts)))
+        return
+    console = Console(width=110)
+    with step(console, f"random weights for {shape}") as advance:
+        checkpoint = random_checkpoint(shape, Path(work) if work else cache_folder() / "bench", advance)
+    packed = str(checkpoint.with_name(f"{checkpoint.name}.loaded-{weights}"))
+    with step(console, "from_pretrained(), quantised while loading"):
+        first = _apart(str(checkpoint), weights, packed)
+    with step(console, "load()"):
+        again = [_apart(packed) for _ in range(3)][-1]  # by then the file is in the system's memory
+    table = Table(title=f"{shape}, {weights}")
+    for heading in ("", "seconds", "first token", "peak", "packed", "peak above packed"):
+        table.add_column(heading, justify="right")
+    gib = 1 << 30
+    sizes = (first["peak"] / gib, first["packed"] / gib, (first["peak"] - first["packed"]) / gib)
+    table.add_row("from_pretrained", f"{first['load']:.1f}", "", *(f"{size:.2f} GiB" for size in sizes))
+    table.add_row("save", f"{first['save']:.1f}", *[""] * 4)
+    times = (f"{again['load']:.2f}", f"{again['first token']:.2f} s")
+    table.add_row("load", *times, f"{again['peak'] / gib:.2f} GiB", "", "")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
