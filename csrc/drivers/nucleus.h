@@ -19,8 +19,9 @@ float score_of(int64_t key);
 // Of n scores (kernels/sample/sample.h) the largest of which is `largest`; `buffer` holds n + kScoreLanes floats.
 //
 // A token stays exactly if the mass of all that are ranked before it is below top_p * (mass of all); of equal scores
-// the later position is ranked first. So transformers' TopPLogitsWarper has it: sorted ascending and stably, it drops
-// what has a cumulative sum of at most 1 - top_p.
+// the later position is ranked first. It is the rule of transformers' TopPLogitsWarper, which sorts ascending and drops
+// what has a cumulative sum of at most 1 - top_p; its sort is not stable, so which of equal scores stay is
+// chance there.
 Nucleus find_nucleus(const kernels::SampleKernels& kernels, const float* scores, int64_t n, float largest, double top_p,
                      float* buffer);
 

@@ -18,8 +18,8 @@ class Filters:
             (CTRL, arXiv 1909.05858, section 4.1).
         temperature: divides all logits.
         top_k: the k most likely tokens stay, and those as likely as the k-th (Fan et al. 2018); 0: all.
-        top_p: the fewest tokens whose probabilities add up to it stay, at least one (Holtzman et al. 2019, section 3.1);
-            of equally likely tokens those with the larger ids.
+        top_p: the fewest tokens whose probabilities add up to it stay, at least one, of equally likely ones those with
+            the larger ids (Holtzman et al. 2019, section 3.1).
         min_p: tokens stay that are at least min_p times as likely as the most likely one (arXiv 2407.01082).
     """
 
