@@ -19,6 +19,7 @@ Embeddings = Literal["int8", "keep"]
 GROUP_SIZES = {"int8": (0, 32, 64, 128), "int4": (32, 64, 128)}
 KvCache = Literal["int8", "bf16", "keep"]
 Attention = Literal["slim", "keep"]
+Sampler = Literal["transformers", "fused"]
 
 QUANT_METHOD = "torch_cpullm"
 """The name in quantization_config of a configuration of transformers."""
@@ -47,6 +48,8 @@ class Config:
             are tied; None: "int8" beside quantised weights, else "keep".
         calibrated: whether optimize() was given texts to choose codes by (GPTQ).
         check: prove every replacement numerically against the original, and leave alone what differs.
+        sampler: "fused" draws tokens by one operator where it knows all of generate()'s processors: the same
+            distribution from other random numbers. "transformers": its own processors and draw.
     """
 
     weights: Weights = "int8"
@@ -59,6 +62,7 @@ class Config:
     embeddings: Embeddings | None = None
     calibrated: bool = False
     check: bool = True
+    sampler: Sampler = "transformers"
 
     def __post_init__(self) -> None:
         allowed: dict[str, tuple[object, ...]] = {
@@ -72,6 +76,7 @@ class Config:
             "embeddings": (None, *get_args(Embeddings)),
             "calibrated": (True, False) if self.quantized else (False,),
             "check": (True, False),
+            "sampler": get_args(Sampler),
         }
         for field in fields(self):
             value = getattr(self, field.name)

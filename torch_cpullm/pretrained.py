@@ -23,7 +23,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from torch_cpullm.api import optimize_by, restore
-from torch_cpullm.config import QUANT_METHOD, Activations, Attention, Config, Embeddings, KvCache, Weights
+from torch_cpullm.config import QUANT_METHOD, Activations, Attention, Config, Embeddings, KvCache, Sampler, Weights
 from torch_cpullm.errors import ConfigError, StoredModelError
 from torch_cpullm.machine import MappedFiles, apply_tuning
 from torch_cpullm.modules.packed import PackedModule
@@ -65,6 +65,7 @@ class CpuLlmConfig(QuantizationConfigMixin):
         symmetric: bool = True,
         activations: Activations = "int8",
         embeddings: Embeddings | None = None,
+        sampler: Sampler = "transformers",
         calibration: Sequence[str] | torch.Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         **others: Any,
@@ -89,6 +90,7 @@ class CpuLlmConfig(QuantizationConfigMixin):
             attention=attention,
             lm_head=lm_head,
             embeddings=embeddings,
+            sampler=sampler,
             calibrated=calibrated,
             check=check,
         )

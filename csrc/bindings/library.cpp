@@ -30,6 +30,12 @@ TORCH_LIBRARY(torch_cpullm, m) {
   // activation(gate) * up; activation: silu, gelu_tanh, gelu_erf.
   m.def("gated(Tensor gate, Tensor up, str activation) -> Tensor");
 
+  // One token for each row of logits[B, V]: repetition penalty for ids[B, S], temperature, top-k, top-p, min-p, then
+  // the inverse of the cumulative sum at uniform[B] in [0, 1). top_k 0, top_p 1, min_p 0, penalty 1: not filtered.
+  m.def(
+      "sample(Tensor logits, Tensor? ids, Tensor uniform, float temperature, int top_k, float top_p, float min_p, "
+      "float repetition_penalty) -> Tensor");
+
   // Bytes of one layer's share of a page, and tokens in a page (layout/kv_page.h).
   m.def("kv_layer_bytes(int kv_heads, int channels, str format) -> int");
   m.def("kv_page_tokens() -> int");
@@ -96,6 +102,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("rms_norm", ops::rms_norm);
   m.impl("rope", ops::rope);
   m.impl("gated", ops::gated);
+  m.impl("sample", ops::sample);
   m.impl("kv_append", ops::kv_append);
   m.impl("kv_gather", ops::kv_gather);
   m.impl("paged_attention", ops::paged_attention);

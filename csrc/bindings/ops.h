@@ -28,6 +28,10 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, d
 at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view activation);
 
+// sample.cpp
+at::Tensor sample(const at::Tensor& logits, const OptionalTensor& ids, const at::Tensor& uniform, double temperature,
+                  int64_t top_k, double top_p, double min_p, double repetition_penalty);
+
 // kv.cpp
 int64_t kv_layer_bytes(int64_t heads, int64_t channels, c10::string_view format);
 int64_t kv_page_tokens();

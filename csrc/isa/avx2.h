@@ -100,6 +100,17 @@ inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
   return {keep_lanes(a.lo, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), begin, end),
           keep_lanes(a.hi, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15), begin, end)};
 }
+inline uint32_t at_least(f32x16 a, f32x16 border) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, border.lo, _CMP_GE_OQ)) |
+                               _mm256_movemask_ps(_mm256_cmp_ps(a.hi, border.hi, _CMP_GE_OQ)) << 8);
+}
+inline int store_chosen(float* p, f32x16 a, uint32_t lanes) {
+  alignas(32) float all[16];
+  store_f32(all, a);
+  int count = 0;
+  for (; lanes; lanes &= lanes - 1) p[count++] = all[__builtin_ctz(lanes)];
+  return count;
+}
 inline f32x16 last_bits_as_exponent(f32x16 a) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.lo), 23)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a.hi), 23))};

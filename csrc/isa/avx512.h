@@ -79,6 +79,12 @@ inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
   const auto kept = static_cast<__mmask16>(first_lanes(end) & ~first_lanes(begin));
   return _mm512_mask_blend_ps(kept, _mm512_set1_ps(-INFINITY), a);
 }
+inline uint32_t at_least(f32x16 a, f32x16 border) { return _mm512_cmp_ps_mask(a, border, _CMP_GE_OQ); }
+// Squeezed in the register and stored whole: with a memory operand vcompressps is microcode on some CPUs.
+inline int store_chosen(float* p, f32x16 a, uint32_t lanes) {
+  store_f32(p, _mm512_maskz_compress_ps(static_cast<__mmask16>(lanes), a));
+  return __builtin_popcount(lanes);
+}
 inline f32x16 last_bits_as_exponent(f32x16 a) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }

@@ -99,6 +99,19 @@ inline f32x16 mask_bytes(f32x16 a, const uint8_t* keep) {
 inline f32x16 keep_lanes(f32x16 a, int begin, int end) {
   return each_lane([&](int i) { return i >= begin && i < end ? a.v[i] : -INFINITY; });
 }
+// Bit i: a[i] >= border[i]; never for a NaN.
+inline uint32_t at_least(f32x16 a, f32x16 border) {
+  uint32_t lanes = 0;
+  for (int i = 0; i < 16; ++i) lanes |= static_cast<uint32_t>(a.v[i] >= border.v[i]) << i;
+  return lanes;
+}
+// The chosen lanes, one behind the other; how many. All sixteen places of p may be written.
+inline int store_chosen(float* p, f32x16 a, uint32_t lanes) {
+  int count = 0;
+  for (int i = 0; i < 16; ++i)
+    if (lanes >> i & 1u) p[count++] = a.v[i];
+  return count;
+}
 // The last bits of each number, moved to where its exponent is.
 inline f32x16 last_bits_as_exponent(f32x16 a) {
   return each_lane([&](int i) {

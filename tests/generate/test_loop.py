@@ -6,8 +6,11 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.generation import LogitsProcessor, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+import torch_cpullm
 from torch_cpullm.generate import loop
 from torch_cpullm.generate.loop import Rows, largest
+from torch_cpullm.generate.sampler import FusedSampler
+from torch_cpullm.testing.models import bundled_model
 
 IDS = torch.arange(40, 60)[None]
 
@@ -145,3 +148,42 @@ def test_largest_is_argmax(words, batch):
             one = scores.clone()
             one[-1, place] = value
             assert torch.equal(largest(one), one.argmax(-1))
+
+
+@pytest.fixture
+def sampling():
+    return torch_cpullm.optimize(bundled_model(), weights="keep", kv_cache="keep", sampler="fused")
+
+
+def test_the_fused_sampler_is_seeded_by_torch(sampling, monkeypatch):
+    drawn = []
+    draw = FusedSampler.draw
+    monkeypatch.setattr(FusedSampler, "draw", lambda *a: (drawn.append(a[2].shape), draw(*a))[1])
+    asked = {"max_new_tokens": 20, "do_sample": True, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(sampling.generate(IDS, num_return_sequences=3, **asked))
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+    assert not torch.equal(texts[0][0], texts[0][1])
+    assert drawn
+
+
+def test_with_one_token_left_it_is_greedy(sampling, stock):
+    asked = {"max_new_tokens": 20, "do_sample": True, "top_k": 1}
+    assert torch.equal(sampling.generate(IDS, **asked), stock.generate(IDS, max_new_tokens=20, do_sample=False))
+
+
+def test_what_the_fused_sampler_does_not_know_is_drawn_as_ever(sampling, stock):
+    asked = {"max_new_tokens": 12, "do_sample": True, "typical_p": 0.9}
+    torch.manual_seed(0)
+    expected = stock.generate(IDS, **asked)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="these tokens are drawn by transformers: .*TypicalLogitsWarper"):
+        assert torch.equal(sampling.generate(IDS, **asked), expected)
+
+
+def test_restore_forgets_the_sampler(sampling):
+    torch_cpullm.restore(sampling)
+    assert not hasattr(sampling, "_cpullm_sampler")

@@ -10,6 +10,7 @@ import torch
 
 from torch_cpullm.formats import INT4, INT8
 from torch_cpullm.ops import introspect, linear, rowwise
+from torch_cpullm.ops import sample as ops_sample
 from torch_cpullm.ops.attention import ScoreRules, paged_attention, slim_attention
 from torch_cpullm.testing.formats import FORMATS
 from torch_cpullm.testing.guard import guarded
@@ -34,6 +35,14 @@ def hard(*shape):
 
 # Rows, columns, depth: no whole tile of anything, and with AMX a pair of tiles, one, and less than one.
 SHAPES = [(1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (17, 66, 300), (62, 9, 256), (145, 70, 520)]
+
+
+FILTERS = {
+    "plain": ops_sample.Filters(),
+    "top_k": ops_sample.Filters(temperature=0.7, top_k=20),
+    "top_p": ops_sample.Filters(top_p=0.9),
+    "all": ops_sample.Filters(temperature=1.5, top_k=500, top_p=0.95, min_p=0.001, repetition_penalty=1.2),
+}
 
 
 def sample():
@@ -67,6 +76,11 @@ def sample():
             out[f"{name} masked"] = paged_attention(query, kv, channels**-0.5, ScoreRules(mask=mask))
             out[f"{name} pages"] = kv.pages
     out["slim"] = slim_attention(plain(1, 9, 4, 32), *plain(2, 1, 20, 2, 32), 0.2)
+    for name, filters in FILTERS.items():
+        for size in (1, 50, 1100, 3000):
+            logits, ids = hard(4, size) * 3, torch.randint(0, size, (4, 20))
+            uniform = torch.randint(0, 2**20, (100, 4)).double() / 2**20
+            out[f"sample {name} {size}"] = torch.stack([ops_sample.sample(logits, ids, u, filters) for u in uniform])
     for name, result in sample_bad_rows():
         out[f"{name} bad"] = result.nan_to_num(nan=123.0, posinf=456.0, neginf=-456.0)  # so that equal means equal
     return out

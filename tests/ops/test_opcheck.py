@@ -13,6 +13,7 @@ from torch_cpullm.testing.formats import FORMATS
 PACKED = pack(torch.randn(64, 64), None, INT8)
 TABLE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
 PAST = torch.tensor([3, 3], dtype=torch.int32)
+FILTERS = (0.8, 5, 0.9, 0.01, 1.2)  # temperature, top_k, top_p, min_p, repetition_penalty
 
 
 def pages(format="int8"):
@@ -34,6 +35,7 @@ def arguments():
         "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
         "rope": (q, rope, rope),
         "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
+        "sample": (torch.randn(2, 9), torch.tensor([[1], [2]]), torch.rand(2, dtype=torch.float64), *FILTERS),
         "kv_append": (pages(), TABLE, PAST, k, k, "int8"),
         "kv_gather": (pages(), TABLE, 5, 2, 32, "int8"),
         "paged_attention": (q, pages(), TABLE, PAST, None, None, None, None, 2, "int8", 0.2, 0.0, 0),

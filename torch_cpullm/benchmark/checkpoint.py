@@ -41,8 +41,10 @@ def random_checkpoint(shape: str, folder: Path, advance: Advance = silent) -> Pa
     needed = sum(parameter.nbytes for parameter in model.parameters())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if free < 4 * needed:  # the checkpoint, and what the contenders make of it
-        raise ConfigError(f"folder: expected {4 * needed >> 30} GiB free in {folder}, got {free >> 30}; choose another")
+    if free < needed + _SHARD:
+        raise ConfigError(
+            f"folder: expected {(needed + _SHARD) / 1e9:.0f} GB free in {folder}, got {free / 1e9:.0f}; choose another"
+        )
     part = target.with_name(f".{target.name}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()

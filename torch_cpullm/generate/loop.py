@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
+from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.kv import PagedCache
 
 # What a step's forward is given beside ids, mask, positions and cache; any other argument is left to transformers.
@@ -90,7 +91,7 @@ def largest(scores_BV: torch.Tensor) -> torch.Tensor:
     return index_B
 
 
-def decode(
+def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
     model: Any,
     ids_BT: torch.Tensor,
     processors: Any,
@@ -98,6 +99,7 @@ def decode(
     config: Any,
     streamer: Any,
     kwargs: dict[str, Any],
+    sampler: FusedSampler | None = None,
 ) -> torch.Tensor:
     """Generate until the criteria say so; `is_plain` must hold.
 
@@ -109,13 +111,15 @@ def decode(
         config: the generation's.
         streamer: told each token, or None.
         kwargs: the model's.
+        sampler: draws in place of `processors`, which it was made of; None: transformers' way.
 
     Returns:
         The prompt and what follows it, [B, n].
     """
     pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
     outputs = model._prefill(ids_BT, config, kwargs, is_first_iteration=True)
-    logits_BV = outputs.logits[:, -1].to(torch.float32, copy=True)
+    kind = None if sampler else torch.float32  # the operator reads the model's own
+    logits_BV = outputs.logits[:, -1].to(kind, copy=True)
     inputs = {name: value for name, value in kwargs.items() if name in _PASSED_ON or name == "past_key_values"}
     ids = Rows(ids_BT, criteria.max_length)
     mask_BT, position_B1 = kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -124,11 +128,13 @@ def decode(
     unfinished_B = torch.ones(len(ids_BT), dtype=torch.long)
     del outputs  # its logits may be those of a whole prompt
     while True:
-        scores_BV = processors(ids.value, logits_BV)
-        if config.do_sample:
+        if sampler is not None:
+            token_B = sampler.draw(ids.value, logits_BV)
+        elif config.do_sample:
+            scores_BV = processors(ids.value, logits_BV)
             token_B = torch.multinomial(scores_BV.softmax(dim=-1), num_samples=1).squeeze(1)
         else:
-            token_B = largest(scores_BV)
+            token_B = largest(processors(ids.value, logits_BV))
         if pads:
             token_B = token_B * unfinished_B + config._pad_token_tensor * (1 - unfinished_B)
         ids.append(token_B)
@@ -143,7 +149,7 @@ def decode(
         if position_B1 is not None:
             position_B1 += 1
             inputs["position_ids"] = position_B1
-        logits_BV = model(input_ids=token_B[:, None], **inputs, return_dict=True).logits[:, -1].float()
+        logits_BV = model(input_ids=token_B[:, None], **inputs, return_dict=True).logits[:, -1].to(kind)
     if streamer is not None:
         streamer.end()
     return ids.value.clone()

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
+from torch_cpullm.config import Sampler
 from torch_cpullm.errors import PackedWeightError
 from torch_cpullm.generate.loop import decode, is_plain
+from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.kv import LayerSpec, PagedCache
 
 _OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values that leave the choice to us
 
 
 class PagedModel:
-    """Mixin in front of a model's own class; `_cpullm_kv` lists the layers' share of a page.
+    """Mixin in front of a model's own class.
+
+    `_cpullm_kv` lists the layers' share of a page, `_cpullm_sampler` is Config.sampler.
 
     A cache the user passes is used as it is; `cache_implementation="static"` and the like still get transformers' own.
     """
 
     _cpullm_kv: list[LayerSpec]
+    _cpullm_sampler: Sampler
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
         if (
@@ -46,7 +52,16 @@ class PagedModel:
         """Greedy search and sampling: our loop where it does the same as transformers', else theirs."""
         parts = (input_ids, logits_processor, stopping_criteria, generation_config)
         if is_plain(self, generation_config, synced_gpus, model_kwargs):
-            return decode(self, *parts, streamer, model_kwargs)
+            fused = self._cpullm_sampler == "fused" and generation_config.do_sample
+            sampler = FusedSampler.of(logits_processor) if fused else None
+            if fused and sampler is None:
+                names = ", ".join(type(processor).__name__ for processor in logits_processor)
+                warnings.warn(
+                    "sampler='fused' knows repetition_penalty, temperature, top_k, top_p and min_p; "
+                    f"these tokens are drawn by transformers: {names}",
+                    stacklevel=2,
+                )
+            return decode(self, *parts, streamer, model_kwargs, sampler)
         return super()._sample(*parts, synced_gpus, streamer, **model_kwargs)  # type: ignore[misc]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
