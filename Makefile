@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test slow bench lint format sanitize fuzz build clean
+.PHONY: help demo test slow bench operators lint format sanitize fuzz build clean
 
 # The requirements of pyproject.toml: those of the build, of the package, and of the extras named as arguments.
 REQUIREMENTS = $(PY) -c 'import importlib, sys; \
@@ -28,7 +28,11 @@ test: $(VENV)/.dev build  ## the whole test suite, except what is marked slow
 slow: $(VENV)/.dev build  ## the tests marked slow
 	@$(PY) -m pytest -m slow
 
-bench: $(VENV)/.dev build  ## the benchmarks of bench/; never compare with other load on the machine
+SHAPE_OF_BENCH = $(or $(SHAPE),llama-3.2-1b)
+bench: $(VENV)/.dev build  ## generate() against stock and the peers that are installed, into bench/results/ (30 minutes)
+	@$(PY) -m torch_cpullm.cli bench --shape '$(SHAPE_OF_BENCH)' --threads 2 --out bench/results
+
+operators: $(VENV)/.dev build  ## single operators against torch's; never compare with other load on the machine
 	@$(PY) -m pytest bench -m bench
 
 lint: $(VENV)/.dev  ## every check that reads the code without running it
