@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from torch_cpullm.benchmark.engines.hugging_face import Own, Stock
 from torch_cpullm.benchmark.engines.llama_cpp import LlamaCpp
+from torch_cpullm.benchmark.engines.openvino import OpenVino
 
 if TYPE_CHECKING:
     from torch_cpullm.benchmark.engines.engine import Engine, Format
 
 STOCK, OURS = "transformers", "torch_cpullm"
-ENGINES: dict[str, type[Engine]] = {STOCK: Stock, OURS: Own, "llama.cpp": LlamaCpp}
+ENGINES: dict[str, type[Engine]] = {STOCK: Stock, OURS: Own, "llama.cpp": LlamaCpp, "openvino": OpenVino}
 
 
 @dataclass(frozen=True)
