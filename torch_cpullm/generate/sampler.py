@@ -70,8 +70,18 @@ class FusedSampler:
             IndexError: with a repetition penalty, a token so far that the logits do not have.
         """
         uniform_B = torch.rand(len(logits_BV), dtype=torch.float64, generator=self._generator)
-        ids_BS = None if self.filters.repetition_penalty == 1.0 else input_ids_BS
+        ids_BS = None if self.filters.repetition_penalty == 1.0 else _with_logits(input_ids_BS, logits_BV.shape[1])
         return sample(logits_BV, ids_BS, uniform_B, self.filters)
+
+
+def _with_logits(ids_BS: torch.Tensor, words: int) -> torch.Tensor:
+    """The tokens that have logits: a table of embeddings may be longer than the head (images, padding).
+
+    Others are replaced by one of the same row, which is penalised once however often it comes.
+    """
+    if int(ids_BS.max()) < words:
+        return ids_BS
+    return torch.where(ids_BS < words, ids_BS, ids_BS.amin(dim=1, keepdim=True))
 
 
 def _is_plain(processor: LogitsProcessor) -> bool:

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 import torch_cpullm
 from torch_cpullm.benchmark.engines.engine import Engine, Format
+from torch_cpullm.errors import StoredModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,13 +119,14 @@ class Own(HuggingFace):
     def prepare(cls, checkpoint: Path, format: str) -> Path:
         """Optimise and save, packed one weight after the other."""
         target = checkpoint.with_name(f"{checkpoint.name}.torch_cpullm-{format}")
-        if not target.exists():
+        if not _is_saved(target):
             transformers_logging.disable_progress_bar()
             config = torch_cpullm.CpuLlmConfig(weights=format, kv_cache=_kv(format))  # type: ignore[arg-type]
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, quantization_config=config)
             part = target.with_name(f".{target.name}")
             shutil.rmtree(part, ignore_errors=True)
             torch_cpullm.save(model, part)
+            shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
         return target
 
@@ -133,6 +135,15 @@ class Own(HuggingFace):
         self.kv_bits = 16 if _kv(format) == "bf16" else 8
         self.weight_bytes = torch_cpullm.explain(self._model).weight_bytes_after
         self._begin(threads, batch)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether this version can load it; one of before may have left it."""
+    try:
+        torch_cpullm.load(folder)
+    except StoredModelError:
+        return False
+    return True
 
 
 def _kv(format: str) -> str:
