@@ -105,3 +105,10 @@ def test_the_penalty_sees_the_tokens():
     sampler = of(RepetitionPenaltyLogitsProcessor(1000.0))
     logits_1V = torch.tensor([[30.0, 29.0]])
     assert [int(sampler.draw(torch.tensor([[seen]]), logits_1V)) for seen in (0, 1)] == [1, 0]
+
+
+def test_tokens_without_logits_are_not_penalised():
+    sampler = FusedSampler(Filters(repetition_penalty=3.0, top_k=1))
+    logits_BV = torch.tensor([[1.0, 2.0, 1.9], [1.0, 2.0, 1.9]])
+    ids_BS = torch.tensor([[7, 1, 9], [0, 3, 0]])  # row 0 has had token 1, row 1 token 0
+    assert sampler.draw(ids_BS, logits_BV).tolist() == [2, 1]
