@@ -72,7 +72,7 @@ def test_everyone_starts_where_the_work_says():
     works = [("prefill", 1, 0, 7), ("decode", 1, 0, 4), ("decode", 1, 20, 4), ("prefill", 1, 20, 5)]
     for work in itertools.starmap(Work, works):
         log.clear()
-        race.run(work, 3, lambda: None)
+        race.run(work, 3)
         turns = timed(log)
         assert [turn[0] for turn in turns] == ["a", "b", "b", "a", "a", "b"]
         length = max(work.depth, 1) if work.kind == "decode" else work.depth
@@ -87,9 +87,9 @@ def test_a_depth_is_filled_once_and_grown_from_there():
     log = []
     race = Race({"a": Fake(log, "a")}, vocabulary=100)
     for depth in (16, 50):
-        race.run(Work("decode", 1, depth, 3), 4, lambda: None)
+        race.run(Work("decode", 1, depth, 3), 4)
     assert [entry[3] for entry in log if entry[2] == "extend"] == [16, 34]
-    race.run(Work("decode", 4, 16, 3), 2, lambda: None)
+    race.run(Work("decode", 4, 16, 3), 2)
     assert [entry[3] for entry in log if entry[2] == "extend"] == [16, 34, 16]
 
 
@@ -97,7 +97,7 @@ def test_a_depth_is_filled_once_and_grown_from_there():
 def test_who_fails_drops_out_and_the_others_go_on():
     log = []
     race = Race({"a": Fake(log, "a"), "b": Fake(log, "b", fails_at=5)}, vocabulary=100)
-    race.run(Work("decode", 1, 8, 3), 3, lambda: None)
+    race.run(Work("decode", 1, 8, 3), 3)
     assert race.fallen == {"b": "b: out of breath"}
     assert list(race.players) == ["a"]
     assert ("b", "closed") in log
@@ -108,7 +108,7 @@ def test_laps_go_on_until_enough_are_in_one_placement(monkeypatch):
     places = iter(["one complex", "SMT siblings"] * 3 + ["one complex"] * 100)
     monkeypatch.setattr(module, "probe", lambda _: Probe(next(places), 2.0, 8e-8, 30e9))
     race = Race({"a": Fake([], "a")}, vocabulary=100)
-    race.run(Work("decode", 1, 8, 3), 4, lambda: None)
+    race.run(Work("decode", 1, 8, 3), 4)
     assert [lap.placement for lap in race.laps].count("one complex") == 4
     assert [lap.placement for lap in race.laps].count(MOVED) == 3
 

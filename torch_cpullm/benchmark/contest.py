@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import torch_cpullm
+from torch_cpullm.benchmark.checkpoint import read_config
 from torch_cpullm.benchmark.engines.engine import MissingEngineError
 from torch_cpullm.benchmark.player import Player, PlayerError
 from torch_cpullm.benchmark.race import Lap, Race, Work
@@ -21,10 +22,10 @@ from torch_cpullm.machine.probe import roofline
 from torch_cpullm.ops import introspect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from rich.console import Console
-    from transformers import PreTrainedConfig
 
     from torch_cpullm.benchmark.engines.roster import Contender
 
@@ -92,33 +93,65 @@ class _Field:
 
 def contest(
     checkpoint: Path,
-    config: PreTrainedConfig,
     contenders: list[Contender],
     programme: Programme,
     threads: int,
     console: Console,
+    keep: Callable[[Result], object],
 ) -> Result:
-    """Run everything; a contender that fails drops out, and the result says why."""
+    """Run everything; a contender that fails drops out, and the result says why.
+
+    Args:
+        checkpoint: that all are made from.
+        contenders: those not installed are left out.
+        programme: what is run.
+        threads: of each contender.
+        console: for progress.
+        keep: told the result so far after each kind of work, so that an interrupt loses little.
+    """
     torch.set_num_threads(threads)
+    config = read_config(checkpoint)
     field = _prepare(checkpoint, contenders, console)
-    limits = roofline(threads)
+    limits, sizes = roofline(threads), sizes_of(config)
     programme = programme.within(getattr(config, "max_position_embeddings", None) or 1 << 20)
     laps: list[Lap] = []
+
+    def result() -> Result:
+        return Result(
+            shape=checkpoint.name,
+            when=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+            threads=threads,
+            isa=introspect.isa_level(),
+            info=str(torch_cpullm.info()),
+            versions=_versions(),
+            roofline=limits,
+            entries=field.entries,
+            fallen=field.fallen,
+            standings=standings(laps, field.entries, sizes, limits),
+            laps=laps,
+        )
+
     for batch, works in programme.sessions():
-        laps += _session(batch, works, field, config, programme, threads, console)
-    return Result(
-        shape=checkpoint.name,
-        when=datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        threads=threads,
-        isa=introspect.isa_level(),
-        info=str(torch_cpullm.info()),
-        versions=_versions(),
-        roofline=limits,
-        entries=field.entries,
-        fallen=field.fallen,
-        standings=standings(laps, field.entries, sizes_of(config), limits),
-        laps=laps,
-    )
+        race = Race({}, config.get_text_config(decoder=True).vocab_size)
+        context = max(work.depth + work.tokens for work in works) + _SPARE
+        _load(race, field, Seats(threads, batch, context), console)
+        for work in works:
+            with step(console, work.name) as advance:
+                race.run(work, programme.repetitions, advance)
+            laps += race.laps
+            race.laps.clear()
+            keep(result())
+        _leave(race, field, console)
+    return result()
+
+
+@dataclass(frozen=True)
+class Seats:
+    """How all contenders are opened."""
+
+    threads: int
+    batch: int
+    context: int
 
 
 def _prepare(checkpoint: Path, contenders: list[Contender], console: Console) -> _Field:
@@ -137,48 +170,29 @@ def _prepare(checkpoint: Path, contenders: list[Contender], console: Console) ->
     return field
 
 
-def _session(
-    batch: int,
-    works: list[Work],
-    field: _Field,
-    config: PreTrainedConfig,
-    programme: Programme,
-    threads: int,
-    console: Console,
-) -> list[Lap]:
-    """Load all contenders and run `works`."""
-    race = Race({}, config.get_text_config(decoder=True).vocab_size)
-    context = max(work.depth + work.tokens for work in works) + _SPARE
+def _load(race: Race, field: _Field, seats: Seats, console: Console) -> None:
     for name, contender in list(field.contenders.items()):
         player = Player(contender)
         try:
             with step(console, f"loading {name}"):
-                opened = player.open(field.prepared[name], threads, batch, context)
+                opened = player.open(field.prepared[name], seats.threads, seats.batch, seats.context)
         except (MissingEngineError, PlayerError) as error:
             _drop(field, name, str(error), console)
             player.close()
             continue
         race.players[name] = player
-        field.entries.setdefault(
-            name, Entry(contender.format.bits, opened.kv_bits, opened.weight_bytes, opened.load_s, 0)
-        )
-    done = 0
-    with step(console, f"laps by turns, batch {batch}") as advance:
+        bits = contender.format.bits
+        field.entries.setdefault(name, Entry(bits, opened.kv_bits, opened.weight_bytes, opened.load_s, 0))
 
-        def lap_done() -> None:
-            nonlocal done
-            done += 1
-            advance(done, max(done, programme.repetitions * len(works) * len(race.players)))
 
-        for work in works:
-            race.run(work, programme.repetitions, lap_done)
+def _leave(race: Race, field: _Field, console: Console) -> None:
+    """Note what memory they took, and end them."""
     for name, player in race.players.items():
         peak = max(player.peak_bytes(), field.entries[name].peak_bytes)
         field.entries[name] = replace(field.entries[name], peak_bytes=peak)
         player.close()
     for name, reason in race.fallen.items():
         _drop(field, name, reason, console)
-    return race.laps
 
 
 def _drop(field: _Field, name: str, reason: str, console: Console) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from torch_cpullm.benchmark.player import Player, PlayerError
+from torch_cpullm.benchmark.steps import Advance, silent
 from torch_cpullm.machine.probe import probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from torch_cpullm.benchmark.engines.engine import Ids
 
@@ -84,14 +85,15 @@ class Race:
     fallen: dict[str, str] = field(default_factory=dict)
     _held: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def run(self, work: Work, repetitions: int, advance: Callable[[], None]) -> None:
+    def run(self, work: Work, repetitions: int, advance: Advance = silent) -> None:
         """Run `work` until each contender has `repetitions` laps in the placement that most laps had, or twice as many.
 
         Args:
             work: how much at which depth.
             repetitions: laps of each.
-            advance: called after each lap.
+            advance: told the laps that are run.
         """
+        run = 0
         for done in range(_MOST * repetitions):
             if done >= repetitions and self._enough(work, repetitions):
                 return
@@ -102,7 +104,8 @@ class Race:
                 except PlayerError as error:
                     self.fallen[name] = str(error)
                     self.players.pop(name).close()
-                advance()
+                run += 1
+                advance(run, max(run, repetitions * len(self.players)))
 
     def _enough(self, work: Work, repetitions: int) -> bool:
         here = [lap for lap in self.laps if lap.work == work]

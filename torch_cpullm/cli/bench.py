@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from torch_cpullm.benchmark.checkpoint import random_checkpoint, read_config
+from torch_cpullm.benchmark.checkpoint import random_checkpoint
 from torch_cpullm.benchmark.contest import Programme, contest
 from torch_cpullm.benchmark.engines.roster import contenders
 from torch_cpullm.benchmark.report import markdown
@@ -52,10 +52,10 @@ def bench(  # noqa: PLR0913  (every option of the command)
             names = ", ".join(one.name for one in contenders())
             raise ConfigError(f"only: expected words of {names}; got '{only}'")
         checkpoint = Path(model) if model else _random(shape, work, console)
-        config = read_config(checkpoint)
-        result = contest(checkpoint, config, chosen, programme, threads or torch.get_num_threads(), console)
+        team, folder = threads or torch.get_num_threads(), Path(out)
+        result = contest(checkpoint, chosen, programme, team, console, lambda found: write(found, folder))
     console.print(_table(result))
-    for file in write(result, Path(out), console):
+    for file in [*write(result, folder), *_draw(result, folder, console)]:
         console.print(f"written: {file}", highlight=False)
 
 
@@ -65,20 +65,27 @@ def _random(shape: str, work: str, console: Console) -> Path:
         return random_checkpoint(shape, folder, advance)
 
 
-def write(result: Result, folder: Path, console: Console) -> list[Path]:
-    """The result as JSON, Markdown and, with matplotlib, a picture. Returns what was written."""
-    stem = f"generate-{result.shape}-{result.isa}"
-    files = [folder / f"{stem}.json", folder / f"{stem}.md"]
+def write(result: Result, folder: Path) -> list[Path]:
+    """The result as JSON and as Markdown. Returns what was written."""
+    files = [folder / f"{_stem(result)}.json", folder / f"{_stem(result)}.md"]
     result.write(files[0])
     files[1].write_text(markdown(result), encoding="utf-8")
+    return files
+
+
+def _draw(result: Result, folder: Path, console: Console) -> list[Path]:
     try:
         from torch_cpullm.benchmark.picture import draw
     except ImportError:
         console.print("no picture: pip install matplotlib", style="yellow")
-        return files
-    picture = folder / f"{stem}.png"
+        return []
+    picture = folder / f"{_stem(result)}.png"
     draw(result, picture)
-    return [*files, picture]
+    return [picture]
+
+
+def _stem(result: Result) -> str:
+    return f"generate-{result.shape}-{result.isa}"
 
 
 def _numbers(name: str, text: str, least: int) -> tuple[int, ...]:
