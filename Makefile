@@ -30,7 +30,8 @@ slow: $(VENV)/.dev build  ## the tests marked slow
 
 SHAPE_OF_BENCH = $(or $(SHAPE),llama-3.2-1b)
 bench: $(VENV)/.dev build  ## generate() against stock and the peers that are installed, into bench/results/ (30 minutes)
-	@$(PY) -m torch_cpullm.cli bench --shape '$(SHAPE_OF_BENCH)' --threads 2 --out bench/results
+	@$(PY) -m torch_cpullm.cli bench --shape '$(SHAPE_OF_BENCH)' --threads 2 --out bench/results \
+	  $(if $(SHAPE),,--readme README.md)
 
 operators: $(VENV)/.dev build  ## single operators against torch's; never compare with other load on the machine
 	@$(PY) -m pytest bench -m bench

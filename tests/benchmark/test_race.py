@@ -17,6 +17,7 @@ from torch_cpullm.benchmark.result import Result
 from torch_cpullm.benchmark.sizes import sizes_of
 from torch_cpullm.benchmark.standing import Entry, Sizes, standings
 from torch_cpullm.cli.app import app
+from torch_cpullm.errors import ConfigError
 from torch_cpullm.machine.probe import Probe, Roofline
 
 ROOF = Roofline(2, 30e9, 1e11, 2e11, 4e11, 8e11, 1.6e12)
@@ -197,6 +198,15 @@ def test_the_readme_gets_the_table_between_its_marks(result, tmp_path):
     assert "old" not in text
     assert short_table(result) in text
     assert "| **torch_cpullm int4** |" in text
+
+
+@pytest.mark.parametrize("text", [None, "nothing", f"{END} {START}"])
+def test_a_readme_without_marks(text, result, tmp_path):
+    readme = tmp_path / "README.md"
+    if text is not None:
+        readme.write_text(text)
+    with pytest.raises(ConfigError, match="readme: expected a file with the lines"):
+        put_into(readme, [result])
 
 
 def test_the_picture_is_drawn(result, tmp_path):

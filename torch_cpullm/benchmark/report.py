@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch_cpullm.benchmark.engines.roster import OURS, STOCK
+from torch_cpullm.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,8 +99,14 @@ def short_table(result: Result) -> str:
 
 
 def put_into(readme: Path, results: list[Result]) -> None:
-    """Replace what stands between the two marks by the tables of `results`."""
-    text = readme.read_text(encoding="utf-8")
+    """Replace what stands between the two marks by the tables of `results`.
+
+    Raises:
+        ConfigError: the file is not there, or has no marks.
+    """
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if START not in text or END not in text.split(START, 1)[1]:
+        raise ConfigError(f"readme: expected a file with the lines {START} and {END}, got '{readme}'")
     before, rest = text.split(START, 1)
     _, after = rest.split(END, 1)
     tables = "\n\n".join(short_table(result) for result in results)

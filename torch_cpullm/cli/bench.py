@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from torch_cpullm.benchmark.checkpoint import random_checkpoint
 from torch_cpullm.benchmark.contest import Programme, contest
 from torch_cpullm.benchmark.engines.roster import contenders
-from torch_cpullm.benchmark.report import markdown
+from torch_cpullm.benchmark.report import markdown, put_into
 from torch_cpullm.benchmark.result import Result
 from torch_cpullm.benchmark.shapes import SHAPES
 from torch_cpullm.benchmark.steps import step
@@ -35,6 +35,7 @@ def bench(  # noqa: PLR0913  (every option of the command)
     repetitions: Annotated[int, typer.Option(help="laps of each contender, for each kind of work")] = 5,
     work: Annotated[str, typer.Option(help="folder for checkpoints and what engines make of them")] = "",
     out: Annotated[str, typer.Option(help="folder for JSON, Markdown and pictures")] = "bench-results",
+    readme: Annotated[str, typer.Option(help="a Markdown file whose table between the bench's marks is replaced")] = "",
 ) -> None:
     """Compare speed, memory and loading, repetition by repetition in turns; writes JSON, a report and pictures."""
     console = Console()
@@ -54,6 +55,8 @@ def bench(  # noqa: PLR0913  (every option of the command)
         checkpoint = Path(model) if model else _random(shape, work, console)
         team, folder = threads or torch.get_num_threads(), Path(out)
         result = contest(checkpoint, chosen, programme, team, console, lambda found: write(found, folder))
+        if readme:
+            put_into(Path(readme), [result])
     console.print(_table(result))
     for file in [*write(result, folder), *_draw(result, folder, console)]:
         console.print(f"written: {file}", highlight=False)
