@@ -61,15 +61,22 @@ def _bars(axes: Any, title: str, standings: list[Standing], result: Result) -> N
 
 
 def _curves(axes: Any, standings: list[Standing], result: Result) -> None:
+    ends: list[tuple[float, float, str]] = []
     for name, entry in result.entries.items():
         points = sorted((one.work.depth, one.tokens_s) for one in standings if one.contender == name)
         if len(points) > 1:
             line = {"linestyle": SHADES.get(entry.bits, "-"), "marker": "o", "markersize": 3, "linewidth": 1.4}
             axes.plot(*zip(*points, strict=True), color=_color(name), **line)
-            axes.annotate(name, points[-1], xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+            ends.append((points[-1][1], points[-1][0], name))
+    lowest = 0.0
+    for speed, depth, name in sorted(ends):  # from below, each label at least a line above the one before
+        lowest = max(speed, lowest)
+        axes.annotate(name, (depth, lowest), xytext=(5, 0), textcoords="offset points", fontsize=7, va="center")
+        lowest += 0.045 * max(ends)[0]
     axes.set_title("decode against tokens in the context", loc="left", fontsize=10)
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.25)
+    if ends:
+        axes.set_xlim(0, 1.4 * max(depth for _, depth, _ in ends))
     axes.grid(visible=True, color="#e3e7eb", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
