@@ -4,7 +4,6 @@ What kernels read ends at a closed page (testing/guard.py): at every level, read
 """
 
 import sys
-from dataclasses import replace
 
 import torch
 
@@ -69,7 +68,7 @@ def sample():
             key, value = plain(2, 2, past + tokens, 2, channels)
             query = guarded(plain(2, tokens, heads, channels))
             kv = filled_pages(guarded(key), guarded(value), torch.full((2,), past), format)
-            kv = replace(kv, pages=guarded(kv.pages[:-1]))  # the last one is a spare
+            kv = kv._replace(pages=guarded(kv.pages[:-1]))  # the last one is a spare
             name = f"attention {format} {tokens} {past} {heads} {channels}"
             out[name] = paged_attention(query, kv, channels**-0.5, ScoreRules(soft_cap=20.0 if heads == 6 else 0.0))
             mask = guarded(plain(2, 1, tokens, past + tokens) < -0.4)
