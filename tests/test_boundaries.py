@@ -37,7 +37,7 @@ RULES = {
     "no model is named in the core": (
         PYTHON,
         r"(?i)\b(llama|qwen|gemma|mistral|phi3)",
-        r"torch_cpullm/(benchmark|demo|testing)/",
+        r"torch_cpullm/(benchmark|cli|demo|testing)/",
     ),
     "only bindings include torch": (CPP, r"#include <(ATen|torch|c10)", r"csrc/bindings/"),
     "kernels do not allocate, print, throw or thread": (

@@ -1,7 +1,5 @@
 """The KV pool's ops and SlimAttention against their definitions."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -168,7 +166,7 @@ def test_pages_of_one_layer_among_others(format):
     alone = empty_pages(2, 70, 2, 32, format)
     width = alone.pages.shape[1]
     pool = torch.full((alone.pages.shape[0], 3 * width + 64), 255, dtype=torch.uint8)
-    kv = replace(alone, pages=pool[:, width + 64 : 2 * width + 64])
+    kv = alone._replace(pages=pool[:, width + 64 : 2 * width + 64])
     for target in (alone, kv):
         ops.kv_append(target, key, value)
     assert torch.equal(kv.pages, alone.pages)
@@ -177,7 +175,7 @@ def test_pages_of_one_layer_among_others(format):
     past, query = torch.full((2,), 69, dtype=torch.int32), torch.randn(2, 1, 4, 32)
     assert torch.equal(
         ops.paged_attention(query, kv._replace(past_B=past), 0.2),
-        ops.paged_attention(query, replace(alone, past_B=past), 0.2),
+        ops.paged_attention(query, alone._replace(past_B=past), 0.2),
     )
 
 
@@ -216,11 +214,11 @@ def test_nothing_is_read_behind_a_tensor(format):
     query, mask = torch.randn(2, 11, 6, 48), torch.rand(2, 6, 11, 75) < 0.5
     kv = filled_pages(guarded(key), guarded(value), torch.full((2,), 64), format)
     expected = ops.paged_attention(query, kv, 0.2, ops.ScoreRules(mask=mask))
-    closed = replace(
-        kv, pages=guarded(kv.pages[:-1]), table_BP=guarded(kv.table_BP), past_B=guarded(kv.past_B)
+    closed = kv._replace(
+        pages=guarded(kv.pages[:-1]), table_BP=guarded(kv.table_BP), past_B=guarded(kv.past_B)
     )  # pages[-1] is a spare one
     assert torch.equal(ops.paged_attention(guarded(query), closed, 0.2, ops.ScoreRules(mask=guarded(mask))), expected)
-    ops.kv_append(replace(closed, past_B=torch.zeros(2, dtype=torch.int32)), guarded(key), guarded(value))
+    ops.kv_append(closed._replace(past_B=torch.zeros(2, dtype=torch.int32)), guarded(key), guarded(value))
     for left, right in zip(ops.kv_gather(closed, 75, 48), ops.kv_gather(kv, 75, 48), strict=True):
         assert torch.equal(left, right)
 

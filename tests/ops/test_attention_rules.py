@@ -152,7 +152,7 @@ def test_methods_threads_and_blocks_change_no_bit(format, threads):
             ops.set_slim_tokens(slim)
             assert torch.equal(ops.paged_attention(inputs[0], kv, SCALE), expected)
         for row in (0, 12, 11, 255, 299):
-            kv_then = replace(kv, past_B=torch.tensor([500 + row], dtype=torch.int32))
+            kv_then = kv._replace(past_B=torch.tensor([500 + row], dtype=torch.int32))
             one = ops.paged_attention(inputs[0][:, row : row + 1], kv_then, SCALE)
             assert torch.equal(one, expected[:, row : row + 1])
 

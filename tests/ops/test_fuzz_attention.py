@@ -68,11 +68,11 @@ def cached(problem, key, value):
     """Pages with each sequence's own length, poison behind it; closed behind the last one."""
     kv = empty_pages(*key.shape, problem["format"])
     for b, past in enumerate(problem["past"]):
-        one = replace(kv, table_BP=kv.table_BP[b : b + 1], past_B=torch.zeros(1, dtype=torch.int32))
+        one = kv._replace(table_BP=kv.table_BP[b : b + 1], past_B=torch.zeros(1, dtype=torch.int32))
         length = past + problem["tokens"]
         ops.kv_append(one, guarded(key[b : b + 1, :length]), guarded(value[b : b + 1, :length]))
     past_B = torch.tensor(problem["past"], dtype=torch.int32)
-    return replace(kv, pages=guarded(kv.pages[:-1]), past_B=past_B)  # the last page is a spare
+    return kv._replace(pages=guarded(kv.pages[:-1]), past_B=past_B)  # the last page is a spare
 
 
 def one_row(rules, b, t):
@@ -113,8 +113,7 @@ def run(problem):
     for b, t in {(0, 0), (batch - 1, tokens - 1)}:
         if rules.tree_BT is not None or (rules.mask is not None and t < tokens - 1):
             continue  # other tokens of the call are seen: not a call of its own
-        alone = replace(
-            kv,
+        alone = kv._replace(
             table_BP=kv.table_BP[b : b + 1],
             past_B=torch.tensor([problem["past"][b] + t], dtype=torch.int32),
         )
