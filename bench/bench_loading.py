@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 import typer
@@ -26,6 +26,9 @@ import torch_cpullm
 from torch_cpullm.benchmark.checkpoint import random_checkpoint
 from torch_cpullm.benchmark.steps import step
 from torch_cpullm.config import cache_folder
+
+if TYPE_CHECKING:
+    from torch_cpullm.config import Weights
 
 ROOT = Path(__file__).parent.parent
 IDS = torch.arange(10, 18)[None]
@@ -39,7 +42,7 @@ def _memory(field: str) -> int:
 def quantise(checkpoint: str, weights: str, packed: str) -> dict[str, Any]:
     """Load a checkpoint quantised, save it packed, and load that."""
     before, start = _memory("VmRSS"), time.perf_counter()
-    config = torch_cpullm.CpuLlmConfig(weights=weights)  # type: ignore[arg-type]
+    config = torch_cpullm.CpuLlmConfig(weights=cast("Weights", weights))
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, quantization_config=config)
     seconds = time.perf_counter() - start
     peak = _memory("VmHWM") - before

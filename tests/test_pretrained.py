@@ -174,6 +174,13 @@ def test_choices_that_do_not_exist(choices, message):
         CpuLlmConfig(**choices)
 
 
+def test_texts_are_not_kept_and_are_asked_for_again(checkpoint):
+    saved = CpuLlmConfig(weights="int4", calibration=torch.arange(64).view(2, 32)).to_dict()
+    again = CpuLlmConfig.from_dict(saved)
+    with pytest.raises(ConfigError, match="calibration: expected the texts"):
+        AutoModelForCausalLM.from_pretrained(checkpoint, quantization_config=again)
+
+
 @pytest.mark.parametrize("device_map", ["cuda", {"": 0}, {"model": "cpu", "lm_head": "disk"}])
 def test_other_devices_are_refused(device_map, checkpoint):
     with pytest.raises(ConfigError, match="packed weights live on the CPU"):

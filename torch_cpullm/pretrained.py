@@ -161,6 +161,8 @@ class CpuLlmQuantizer(HfQuantizer):
 
     def _quantize(self, model: PreTrainedModel) -> None:
         config = self.quantization_config
+        if config.choices.calibrated and config.calibration is None:
+            raise ConfigError("calibration: expected the texts, which config.json does not keep, got none; pass them")
         windows_NT = None
         if config.calibration is not None:
             windows_NT = calibration_windows(model, config.calibration, config.tokenizer)

@@ -10,16 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from torch_cpullm.benchmark import checkpoint
 from torch_cpullm.benchmark.shapes import fill, meta_model
 from torch_cpullm.errors import ConfigError
-
-TINY = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+from torch_cpullm.testing.models import TINY
 
 
 @pytest.mark.parametrize("shard", [1 << 30, 4000])

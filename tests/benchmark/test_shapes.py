@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from torch_cpullm.benchmark import shapes
 from torch_cpullm.demo.random_weights import random_subject
 from torch_cpullm.errors import ConfigError
+from torch_cpullm.testing.models import TINY
 
 # Parameter counts of the published checkpoints, shared embeddings counted once.
 PARAMETERS = {
@@ -19,15 +20,6 @@ PARAMETERS = {
     "tinyllama-1.1b": 1_100_048_384,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
-}
-TINY = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
 }
 
 

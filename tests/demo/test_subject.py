@@ -6,16 +6,7 @@ from transformers import LlamaConfig
 from torch_cpullm.benchmark import shapes
 from torch_cpullm.demo.subject import prompt_length
 from torch_cpullm.errors import ConfigError
-
-TINY = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+from torch_cpullm.testing.models import TINY
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 1000])

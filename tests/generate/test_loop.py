@@ -187,3 +187,22 @@ def test_what_the_fused_sampler_does_not_know_is_drawn_as_ever(sampling, stock):
 def test_restore_forgets_the_sampler(sampling):
     torch_cpullm.restore(sampling)
     assert not hasattr(sampling, "_cpullm_sampler")
+
+
+def test_a_call_that_is_not_plain_says_that_it_draws_as_ever(sampling):
+    with pytest.warns(UserWarning, match="its own loop was asked for more"):
+        sampling.generate(IDS, max_new_tokens=3, do_sample=True, return_dict_in_generate=True)
+
+
+def test_without_our_cache_explain_says_who_samples():
+    model = torch_cpullm.optimize(bundled_model(), weights="keep", attention="keep", sampler="fused")
+    assert "sampler: transformers' own" in str(torch_cpullm.explain(model))
+
+
+def test_the_sampler_is_saved(sampling, tmp_path):
+    torch_cpullm.save(sampling, tmp_path)
+    asked = {"max_new_tokens": 8, "do_sample": True, "top_p": 0.9}
+    torch.manual_seed(5)
+    expected = sampling.generate(IDS, **asked)
+    torch.manual_seed(5)
+    assert torch.equal(torch_cpullm.load(tmp_path).generate(IDS, **asked), expected)

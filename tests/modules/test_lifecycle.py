@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 import torch_cpullm
 from torch_cpullm.errors import ConfigError, PackedWeightError, UnsupportedModelError
 from torch_cpullm.kv import PagedCache
+from torch_cpullm.modules import notice
 from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.modules.notice import FallbackWarning
 from torch_cpullm.ops.linear import packed_info
 from torch_cpullm.testing.models import WHOLE, bundled_model, tiny_model
 from torch_cpullm.testing.outliers import plant_outliers
@@ -293,3 +295,29 @@ def test_nothing_leaks_in_a_thousand_calls(int8):
     grown, alive = calls_at_flat_memory(int8, 1000)
     assert grown < 8 << 20, f"{grown} bytes in {time.perf_counter() - start:.0f} s"
     assert alive == 0
+
+
+class Adapter(torch.nn.Module):
+    """What a LoRA does to a linear layer: it takes its place and adds something."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x) + 0.5 * x.abs().mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize(("parent", "name"), [("self_attn", "q_proj"), ("mlp", "down_proj")])
+@torch.no_grad()
+def test_a_module_put_in_place_of_a_packed_one_is_heard(parent, name, monkeypatch):
+    stock, ours = bundled_model(), torch_cpullm.optimize(bundled_model(), weights="keep", kv_cache="keep")
+    before = ours(IDS).logits
+    for model in (stock, ours):
+        module = getattr(model.model.layers[1], parent)
+        setattr(module, name, Adapter(getattr(module, name)))
+    monkeypatch.setattr(notice, "_said", set())
+    with pytest.warns(FallbackWarning, match="was replaced"):
+        after = ours(IDS).logits
+    assert torch.allclose(after, stock(IDS).logits, atol=1e-3)
+    assert not torch.allclose(after, before, atol=1e-2)

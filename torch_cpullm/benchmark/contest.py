@@ -188,8 +188,11 @@ def _load(race: Race, field: _Field, seats: Seats, console: Console) -> None:
 def _leave(race: Race, field: _Field, console: Console) -> None:
     """Note what memory they took, and end them."""
     for name, player in race.players.items():
-        peak = max(player.peak_bytes(), field.entries[name].peak_bytes)
-        field.entries[name] = replace(field.entries[name], peak_bytes=peak)
+        try:
+            peak = max(player.peak_bytes(), field.entries[name].peak_bytes)
+            field.entries[name] = replace(field.entries[name], peak_bytes=peak)
+        except PlayerError as error:
+            race.fallen[name] = str(error)
         player.close()
     for name, reason in race.fallen.items():
         _drop(field, name, reason, console)

@@ -51,16 +51,17 @@ class PagedModel:
     ) -> Any:
         """Greedy search and sampling: our loop where it does the same as transformers', else theirs."""
         parts = (input_ids, logits_processor, stopping_criteria, generation_config)
-        if is_plain(self, generation_config, synced_gpus, model_kwargs):
-            fused = self._cpullm_sampler == "fused" and generation_config.do_sample
-            sampler = FusedSampler.of(logits_processor) if fused else None
-            if fused and sampler is None:
-                names = ", ".join(type(processor).__name__ for processor in logits_processor)
-                warnings.warn(
-                    "sampler='fused' knows repetition_penalty, temperature, top_k, top_p and min_p; "
-                    f"these tokens are drawn by transformers: {names}",
-                    stacklevel=2,
-                )
+        plain = is_plain(self, generation_config, synced_gpus, model_kwargs)
+        fused = self._cpullm_sampler == "fused" and generation_config.do_sample
+        sampler = FusedSampler.of(logits_processor) if fused and plain else None
+        if fused and sampler is None:
+            names = ", ".join(type(processor).__name__ for processor in logits_processor)
+            warnings.warn(
+                "sampler='fused' draws plain sampling with repetition_penalty, temperature, top_k, top_p and min_p; "
+                f"these tokens are drawn by transformers: {names if plain else 'its own loop was asked for more'}",
+                stacklevel=2,
+            )
+        if plain:
             return decode(self, *parts, streamer, model_kwargs, sampler)
         return super()._sample(*parts, synced_gpus, streamer, **model_kwargs)  # type: ignore[misc]
 

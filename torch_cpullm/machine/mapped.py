@@ -7,6 +7,7 @@ read, not what is in them: the next look reads the file again, mostly from the s
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class MappedFiles:
             _libc().madvise(mapping.start, mapping.stop - mapping.start, _MADV_DONTNEED)
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)

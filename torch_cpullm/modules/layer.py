@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_cpullm.detect.structure import AttentionStructure, LayerStructure, MlpStructure
+from torch_cpullm.detect.structure import LayerStructure
 from torch_cpullm.formats import KvFormat
 from torch_cpullm.kv import LayerSpec, PagedCache
 from torch_cpullm.modules.notice import warn_once
@@ -26,13 +26,16 @@ class FusedLayer:
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the original; hidden_states [B, T, D] in and out."""
         reason = why_not_fused(self, hidden_states, args, kwargs)
-        if reason:
+        weights = None if reason else _weights(self)
+        if weights is None:
+            reason = reason or "a module that it was fused from was replaced (by an adapter, say)"
             warn_once(f"{type(self).__name__} runs its original forward: {reason}")
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
+        attention, mlp = weights
         parts = self._cpullm
-        hidden_BTD = _attention(self, parts, hidden_states, kwargs)
-        if parts.fuse_mlp and parts.structure.mlp is not None:
-            return _mlp(self, parts.structure, parts.structure.mlp, hidden_BTD)
+        hidden_BTD = _attention(parts, attention, hidden_states, kwargs)
+        if mlp is not None and parts.structure.mlp is not None:
+            return ops.mlp_block(hidden_BTD, mlp, parts.structure.mlp.activation, parts.norm)
         return _original_mlp(self, parts.structure, hidden_BTD)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -101,19 +104,19 @@ def _wants_attention_weights(layer: Any) -> bool:
     return config is not None and bool(object.__getattribute__(config, "__dict__").get("_output_attentions"))
 
 
-def _attention(layer: Any, parts: FusedParts, hidden_BTD: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
-    structure, attention = parts.structure, parts.structure.attention
-    module = layer._modules[attention.path]
+def _attention(
+    parts: FusedParts, weights: ops.AttentionWeights, hidden_BTD: torch.Tensor, kwargs: dict[str, Any]
+) -> torch.Tensor:
     cache: PagedCache | None = kwargs.get("past_key_values")
     batch, tokens = hidden_BTD.shape[:2]
     if cache is None:  # no past, and nothing to remember: pages for the length of this call
         slot = PagedCache([parts.spec], limit_bytes=_bytes_for(parts.spec, batch, tokens)).paged_layers[0]
     else:
-        slot = cache.paged_layers[attention.layer_index]
+        slot = cache.paged_layers[parts.structure.attention.layer_index]
     kv = slot.open(batch, tokens)
     out_BTD = ops.attention_block(
         hidden_BTD,
-        _attention_weights(layer, structure, attention, module),
+        weights,
         kwargs["position_embeddings"],
         kv,
         kwargs.get("attention_mask"),
@@ -130,21 +133,35 @@ def _bytes_for(spec: LayerSpec, batch: int, tokens: int) -> int:
     return spec.page_bytes * batch * -(-tokens // PAGE_TOKENS)
 
 
-def _attention_weights(
-    layer: Any, structure: LayerStructure, attention: AttentionStructure, module: Any
-) -> ops.AttentionWeights:
-    return ops.AttentionWeights(
-        [_packed(module, name) for name in attention.qkv],
-        _packed(module, attention.output),
-        _gain(layer, structure.attention_norm),
-        _gain(module, attention.query_norm) if attention.query_norm else None,
-        _gain(module, attention.key_norm) if attention.key_norm else None,
-        _gain(layer, structure.attention_output_norm) if structure.attention_output_norm else None,
-    )
-
-
 # Tables of modules and tensors directly: nn.Module's attribute access takes as long as a fused op's call, and a layer
 # needs fifteen of them for each token.
+def _weights(layer: Any) -> tuple[ops.AttentionWeights, ops.MlpWeights | None] | None:
+    """The layer's tensors as they are now; None when a module is none that was packed, or a norm has no gain."""
+    parts = layer._cpullm
+    structure, attention = parts.structure, parts.structure.attention
+    try:
+        module = layer._modules[attention.path]
+        found = ops.AttentionWeights(
+            [_packed(module, name) for name in attention.qkv],
+            _packed(module, attention.output),
+            _gain(layer, structure.attention_norm),
+            _gain(module, attention.query_norm) if attention.query_norm else None,
+            _gain(module, attention.key_norm) if attention.key_norm else None,
+            _gain(layer, structure.attention_output_norm) if structure.attention_output_norm else None,
+        )
+        if not parts.fuse_mlp or structure.mlp is None:
+            return found, None
+        module = layer._modules[structure.mlp.path]
+        return found, ops.MlpWeights(
+            [_packed(module, name) for name in structure.mlp.gate_up],
+            _packed(module, structure.mlp.down),
+            _gain(layer, structure.mlp_norm),
+            _gain(layer, structure.mlp_output_norm) if structure.mlp_output_norm else None,
+        )
+    except KeyError:
+        return None
+
+
 def _packed(module: Any, name: str) -> torch.Tensor:
     packed: torch.Tensor = module._modules[name]._buffers["packed"]
     return packed
@@ -153,17 +170,6 @@ def _packed(module: Any, name: str) -> torch.Tensor:
 def _gain(module: Any, name: str) -> torch.Tensor:
     weight: torch.Tensor = module._modules[name]._parameters["weight"]
     return weight
-
-
-def _mlp(layer: Any, structure: LayerStructure, mlp: MlpStructure, hidden_BTD: torch.Tensor) -> torch.Tensor:
-    module = layer._modules[mlp.path]
-    weights = ops.MlpWeights(
-        [_packed(module, name) for name in mlp.gate_up],
-        _packed(module, mlp.down),
-        _gain(layer, structure.mlp_norm),
-        _gain(layer, structure.mlp_output_norm) if structure.mlp_output_norm else None,
-    )
-    return ops.mlp_block(hidden_BTD, weights, mlp.activation, layer._cpullm.norm)
 
 
 def _original_mlp(layer: Any, structure: LayerStructure, hidden_BTD: torch.Tensor) -> torch.Tensor:

@@ -201,6 +201,8 @@ def swap(
     rows += fused
     rows += [Row(f.path, f.class_name, "left alone", 0, 0, f.reason) for f in plan.structure.findings]
     notes.append(f"KV cache: {plan.kv.format or 'as it was'} ({plan.kv.reason})")
+    if plan.config.sampler == "fused" and plan.kv.format is None:
+        notes.append("sampler: transformers' own; the fused one needs our decode loop, and so the paged cache")
     if not plan.config.check:
         notes.append("check=False: nothing was proven")
     explanation = Explanation(

@@ -10,6 +10,17 @@ import transformers
 
 BUNDLED = Path(__file__).parent.parent / "demo" / "model"
 
+TINY: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+"""Sizes of an architecture where only its form matters."""
+
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 64,

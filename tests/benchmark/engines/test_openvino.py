@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from torch_cpullm.benchmark.engines.engine import MissingEngineError
+from torch_cpullm.benchmark.engines.openvino import OpenVino
 
 ov = pytest.importorskip("openvino")
-
-from torch_cpullm.benchmark.engines.openvino import OpenVino  # noqa: E402
-from torch_cpullm.benchmark.engines.openvino_weights import Weights  # noqa: E402
+Weights = pytest.importorskip("torch_cpullm.benchmark.engines.openvino_weights").Weights
 
 TINY = {
     "vocab_size": 512,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch_cpullm.benchmark.engines.engine import Ids
+    from torch_cpullm.config import KvCache, Weights
 
 
 class _Clock(BaseStreamer):
@@ -121,7 +122,7 @@ class Own(HuggingFace):
         target = checkpoint.with_name(f"{checkpoint.name}.torch_cpullm-{format}")
         if not _is_saved(target):
             transformers_logging.disable_progress_bar()
-            config = torch_cpullm.CpuLlmConfig(weights=format, kv_cache=_kv(format))  # type: ignore[arg-type]
+            config = torch_cpullm.CpuLlmConfig(weights=cast("Weights", format), kv_cache=_kv(format))
             model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, quantization_config=config)
             part = target.with_name(f".{target.name}")
             shutil.rmtree(part, ignore_errors=True)
@@ -146,5 +147,5 @@ def _is_saved(folder: Path) -> bool:
     return True
 
 
-def _kv(format: str) -> str:
+def _kv(format: str) -> KvCache:
     return "bf16" if format == "bf16" else "int8"
