@@ -75,6 +75,15 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "activation, "
       "float eps, float norm_offset) -> Tensor");
 
+  // attention_block and mlp_block of all layers in turn. Lists hold as many tensors for each layer, in the layers'
+  // order; a list of norms may be empty: no norm at this place.
+  m.def(
+      "decoder_layers(Tensor hidden, Tensor[] qkv, Tensor[] output, Tensor[] attention_norm, Tensor[] query_norm, "
+      "Tensor[] key_norm, Tensor[] attention_output_norm, Tensor[] gate_up, Tensor[] down, Tensor[] mlp_norm, "
+      "Tensor[] mlp_output_norm, Tensor cos, Tensor sin, Tensor(a!)[] pages, Tensor page_table, Tensor past, "
+      "Tensor? mask, SymInt heads, SymInt kv_heads, str format, str activation, float eps, float norm_offset, "
+      "float scale, float soft_cap) -> Tensor");
+
   // The machine's limits: bytes/s over a float32 buffer; operations/s of f32, bf16 or int8 multiply-adds (0: the CPU
   // has no such instruction); seconds for a cache line to another thread and back.
   m.def("probe_read_bandwidth(Tensor buffer, int threads, int repeats) -> float");
@@ -109,6 +118,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("slim_attention", ops::slim_attention);
   m.impl("attention_block", ops::attention_block);
   m.impl("mlp_block", ops::mlp_block);
+  m.impl("decoder_layers", ops::decoder_layers);
   m.impl("probe_read_bandwidth", ops::probe_read_bandwidth);
 }
 

@@ -59,6 +59,16 @@ at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at:
                      const OptionalTensor& input_norm, const OptionalTensor& output_norm, c10::string_view activation,
                      double eps, double norm_offset);
 
+// layers.cpp
+at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::TensorList output,
+                          at::TensorList attention_norm, at::TensorList query_norm, at::TensorList key_norm,
+                          at::TensorList attention_output_norm, at::TensorList gate_up, at::TensorList down,
+                          at::TensorList mlp_norm, at::TensorList mlp_output_norm, const at::Tensor& cos,
+                          const at::Tensor& sin, at::TensorList pages, const at::Tensor& page_table,
+                          const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
+                          c10::string_view format, c10::string_view activation, double eps, double norm_offset,
+                          double scale, double soft_cap);
+
 // probe.cpp
 double probe_read_bandwidth(const at::Tensor& buffer, int64_t threads, int64_t repeats);
 double probe_peak(c10::string_view instruction, int64_t threads, int64_t milliseconds);

@@ -8,7 +8,9 @@ from transformers.generation.streamers import BaseStreamer
 
 import torch_cpullm
 from torch_cpullm.generate import loop
-from torch_cpullm.generate.loop import Rows, largest
+from torch_cpullm.generate import rows as growing
+from torch_cpullm.generate.loop import largest
+from torch_cpullm.generate.rows import Rows
 from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.testing.models import bundled_model
 
@@ -113,7 +115,7 @@ def test_sequences_that_end_are_padded(stock, ours):
 
 
 def test_a_text_longer_than_the_first_memory(stock, ours, monkeypatch):
-    monkeypatch.setattr(loop, "_SPARE", 3)
+    monkeypatch.setattr(growing, "_SPARE", 3)
     mask = torch.ones_like(IDS).repeat(2, 1)
     mask[0, :4] = 0
     asked = {"attention_mask": mask, "max_new_tokens": 30, "do_sample": False}

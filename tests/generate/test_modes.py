@@ -122,7 +122,8 @@ def test_output_attentions_falls_back_and_says_so(stock, ours, one, monkeypatch)
     finally:
         stock.set_attn_implementation("sdpa")
     assert len(got.attentions) == 6
-    assert torch.allclose(torch.stack(got.attentions), torch.stack(expected.attentions), atol=1e-5)
+    # Other orders of summation through six layers; how many threads MKL has is enough to change them.
+    assert torch.allclose(torch.stack(got.attentions), torch.stack(expected.attentions), atol=1e-4)
     assert torch.allclose(got.logits, expected.logits, atol=1e-3)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from torch_cpullm.formats import BF16, INT4, INT8, WeightFormat
 from torch_cpullm.ops import attention, block, linear, rowwise
+from torch_cpullm.ops import layers as ops_layers
 from torch_cpullm.ops.attention import KvPages
 from torch_cpullm.testing.pages import empty_pages
 
@@ -66,6 +67,31 @@ def attend_block(**changes):
     pages = KvPages(**{**fields["kv"]._asdict(), "kv_heads": fields["kv_heads"]})
     norm = block.NormNumbers(1e-6, 0.0)
     return block.attention_block(fields["hidden"], weights, fields["rope"], pages, fields["mask"], numbers, norm)
+
+
+def layers(**changes):
+    """Two layers of such blocks by one operator, some of its lists changed."""
+    one = block.AttentionWeights(
+        [linear.pack(torch.randn(256, 64), None, INT8)], linear.pack(torch.randn(64, 128), None, INT8), torch.ones(64),
+        None, None, None,
+    )  # fmt: skip
+    other = block.MlpWeights(
+        [linear.pack(torch.randn(96, 64), None, INT8)],
+        linear.pack(torch.randn(64, 48), None, INT8),
+        torch.ones(64),
+        None,
+    )
+    numbers = ops_layers.LayerNumbers(block.AttentionNumbers(4, 2, 0.2, 0.0), block.NormNumbers(1e-6, 0.0), "silu")
+    stack = ops_layers.stack_layers([ops_layers.LayerWeights(one, other)] * changes.pop("count", 2), numbers)
+    lists = list(stack.lists)
+    for index, tensors in changes.pop("lists", {}).items():
+        lists[index] = tensors
+    rope = changes.pop("rope", (torch.ones(1, 1, 32),) * 2)
+    pages = [kv().pages for _ in range(changes.pop("pages", 2))]
+    return ops_layers.decoder_layers(
+        torch.randn(2, 1, 64), ops_layers.LayerStack(tuple(lists), numbers), rope,
+        ops_layers.KvLayers(pages, *kv()[1:]), None,
+    )  # fmt: skip
 
 
 def gradient(*shape):
@@ -197,6 +223,21 @@ CASES = {
     "mlp down": (lambda: mlp(down=linear.pack(torch.randn(60, 48), None, INT8)), ValueError, "down"),
     "mlp norm": (lambda: mlp(norm=torch.ones(63)), ValueError, "input_norm"),
     "mlp activation": (lambda: mlp(activation="tanh"), ValueError, "activation"),
+    "layers, none": (lambda: layers(lists={1: []}), ValueError, "output: expected one packed weight for each layer"),
+    "layers, qkv": (
+        lambda: layers(lists={0: [PACKED] * 3}),
+        ValueError,
+        "qkv: expected equally many .* 2 layers, got 3",
+    ),
+    "layers, no qkv": (lambda: layers(lists={0: []}), ValueError, "qkv"),
+    "layers, a norm": (
+        lambda: layers(lists={2: [torch.ones(64)]}),
+        ValueError,
+        "attention_norm: expected one for each of 2 layers, or none, got 1",
+    ),
+    "layers, down": (lambda: layers(lists={7: []}), ValueError, "down: expected one for each of 2 layers, got 0"),
+    "layers, pages": (lambda: layers(pages=1), ValueError, "pages: expected one for each of 2 layers, got 1"),
+    "layers, cos": (lambda: layers(rope=(torch.ones(1, 1, 32).int(), torch.ones(1, 1, 32))), TypeError, "cos"),
     "mlp no weights": (lambda: mlp(gate_up=()), ValueError, "gate_up"),
     "mlp hidden dtype": (lambda: mlp(hidden=torch.zeros(1, 3, 64, dtype=torch.int8)), TypeError, "hidden"),
     "gather negative": (lambda: attention.kv_gather(kv(), -1, 32), ValueError, "length"),

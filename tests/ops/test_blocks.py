@@ -7,6 +7,7 @@ import torch
 
 from torch_cpullm.ops import block as ops
 from torch_cpullm.ops.attention import KvPages, ScoreRules, kv_append, paged_attention
+from torch_cpullm.ops.layers import KvLayers, LayerNumbers, LayerWeights, decoder_layers, stack_layers
 from torch_cpullm.ops.linear import linear, pack
 from torch_cpullm.ops.rowwise import gated, rms_norm, rope
 from torch_cpullm.reference import block as reference
@@ -277,3 +278,34 @@ def test_a_bad_row_of_an_mlp_stays_alone(format, bad):
     assert got[1, 3].isnan().any()
     got[1, 3] = clean[1, 3]
     assert torch.equal(got, clean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("head_norms", "output_norm", "fused"), [(False, False, False), (True, True, True)])
+def test_layers_give_the_bits_of_their_blocks(head_norms, output_norm, fused, dtype):
+    attention = [packed_attention(dense_attention(head_norms, output_norm), "int8", fused) for _ in range(3)]
+    mlp = [
+        ops.MlpWeights(
+            [pack(torch.randn(2 * F, D) / 8, None, FORMATS["int8"])]
+            if fused
+            else [pack(torch.randn(F, D) / 8, None, FORMATS["int8"]) for _ in range(2)],
+            pack(torch.randn(D, F) / 8, None, FORMATS["int8"]),
+            torch.rand(D),
+            torch.rand(D) if output_norm else None,
+        )
+        for _ in range(3)
+    ]
+    numbers = LayerNumbers(ops.AttentionNumbers(H, G, C**-0.5, 0.0), ops.NormNumbers(1e-6, 0.0), "gelu_tanh")
+    stack = stack_layers([LayerWeights(*pair) for pair in zip(attention, mlp, strict=True)], numbers)
+    hidden, rope = torch.randn(2, 5, D).to(dtype), tuple(table.to(dtype) for table in rope_tables(2, 5))
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    mask[1, :, :, 0] = False
+    one, other = ([empty_pages(2, 5, G, C, "int8") for _ in range(3)] for _ in range(2))
+    expected = hidden
+    for weights, mlp_weights, kv in zip(attention, mlp, one, strict=True):
+        expected = ops.attention_block(expected, weights, rope, kv, mask, numbers.attention, numbers.norm)
+        expected = ops.mlp_block(expected, mlp_weights, numbers.activation, numbers.norm)
+    got = decoder_layers(hidden, stack, rope, KvLayers([kv.pages for kv in other], *other[0][1:]), mask)
+    assert got.dtype == dtype
+    assert torch.equal(got, expected)
+    assert all(torch.equal(a.pages, b.pages) for a, b in zip(one, other, strict=True))

@@ -27,6 +27,7 @@ def arguments():
     attention = (torch.randn(2, 2, 64), qkv, pack(torch.randn(64, 128), None, INT8), torch.ones(64), None, None, None)
     numbers = (4, 2, "int8", 1e-6, 0.0, 0.2, 0.0)
     gate_up = [pack(torch.randn(32, 64), None, INT8)] * 2
+    down, norm = pack(torch.randn(64, 32), None, INT8), torch.ones(64)
     return {
         "pack": (torch.randn(70, 50), torch.randn(70), "int8", "int8", 0, False, None, None, None),
         "embed": (torch.tensor([[1, 2, 3]]), PACKED, torch.bfloat16),
@@ -41,15 +42,26 @@ def arguments():
         "paged_attention": (q, pages(), TABLE, PAST, None, None, None, None, 2, "int8", 0.2, 0.0, 0),
         "slim_attention": (q, k, k, None, None, None, 0.2, 0.0, 0),
         "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers),
-        "mlp_block": (
+        "mlp_block": (torch.randn(2, 2, 64), gate_up, down, norm, None, "silu", 1e-6, 0.0),
+        "decoder_layers": (
             torch.randn(2, 2, 64),
-            gate_up,
-            pack(torch.randn(64, 32), None, INT8),
-            torch.ones(64),
+            qkv * 2,
+            [attention[2]] * 2,
+            [norm] * 2,
+            [],
+            [],
+            [],
+            gate_up * 2,
+            [down] * 2,
+            [norm] * 2,
+            [],
+            rope,
+            rope,
+            [pages(), pages()],
+            TABLE,
+            PAST,
             None,
-            "silu",
-            1e-6,
-            0.0,
+            *(4, 2, "int8", "silu", 1e-6, 0.0, 0.2, 0.0),
         ),
     }
 

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
+from torch_cpullm.generate.rows import Rows
 from torch_cpullm.generate.sampler import FusedSampler
+from torch_cpullm.generate.steps import PASSED_ON, Steps
 from torch_cpullm.kv import PagedCache
 
-# What a step's forward is given beside ids, mask, positions and cache; any other argument is left to transformers.
-_PASSED_ON = {"use_cache", "logits_to_keep", "output_attentions", "output_hidden_states"}
-_KNOWN = _PASSED_ON | {"past_key_values", "attention_mask", "position_ids"}
+_KNOWN = PASSED_ON | {"past_key_values", "attention_mask", "position_ids"}
 _THEIRS = ("_sample", "_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-_SPARE = 1024  # columns, where the longest text is not known or far away
 _CHUNK = 256  # sixteen vectors of sixteen floats
 
 
@@ -44,30 +43,6 @@ def is_plain(model: Any, config: Any, synced_gpus: bool, kwargs: dict[str, Any])
         and (mask is None or mask.dim() == 2)
         and (positions is None or positions.dim() == 2)
     )
-
-
-class Rows:
-    """A tensor [B, n] that grows by a column at a time, in memory that was made for more."""
-
-    def __init__(self, start_BN: torch.Tensor, longest: int | None) -> None:
-        """Copy `start_BN`; `longest` is what n will be at most, if that is known."""
-        self.length = start_BN.shape[1]
-        columns = self.length + _SPARE if longest is None else min(longest, self.length + _SPARE)
-        self._memory_BM = start_BN.new_empty(start_BN.shape[0], max(columns, self.length))
-        self._memory_BM[:, : self.length] = start_BN
-
-    def append(self, column_B: torch.Tensor | int) -> None:
-        """Add a column."""
-        if self.length == self._memory_BM.shape[1]:
-            spare_BM = self._memory_BM.new_empty(len(self._memory_BM), max(_SPARE, self.length))
-            self._memory_BM = torch.cat([self._memory_BM, spare_BM], dim=1)
-        self._memory_BM[:, self.length] = column_B
-        self.length += 1
-
-    @property
-    def value(self) -> torch.Tensor:
-        """[B, n], a view: its values stay, later columns are beyond it."""
-        return self._memory_BM[:, : self.length]
 
 
 def largest(scores_BV: torch.Tensor) -> torch.Tensor:
@@ -120,11 +95,8 @@ def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
     outputs = model._prefill(ids_BT, config, kwargs, is_first_iteration=True)
     kind = None if sampler else torch.float32  # the operator reads the model's own
     logits_BV = outputs.logits[:, -1].to(kind, copy=True)
-    inputs = {name: value for name, value in kwargs.items() if name in _PASSED_ON or name == "past_key_values"}
     ids = Rows(ids_BT, criteria.max_length)
-    mask_BT, position_B1 = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    mask = None if mask_BT is None else Rows(mask_BT, criteria.max_length)
-    position_B1 = None if position_B1 is None else position_B1[:, -1:].clone()
+    steps = Steps(model, kwargs, criteria.max_length)
     unfinished_B = torch.ones(len(ids_BT), dtype=torch.long)
     del outputs  # its logits may be those of a whole prompt
     while True:
@@ -143,13 +115,7 @@ def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
             streamer.put(token_B)
         if not unfinished_B.any():
             break
-        if mask is not None:
-            mask.append(1)
-            inputs["attention_mask"] = mask.value
-        if position_B1 is not None:
-            position_B1 += 1
-            inputs["position_ids"] = position_B1
-        logits_BV = model(input_ids=token_B[:, None], **inputs, return_dict=True).logits[:, -1].to(kind)
+        logits_BV = steps.logits(token_B)[:, -1].to(kind)
     if streamer is not None:
         streamer.end()
     return ids.value.clone()

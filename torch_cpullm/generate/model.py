@@ -21,12 +21,13 @@ _OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values th
 class PagedModel:
     """Mixin in front of a model's own class.
 
-    `_cpullm_kv` lists the layers' share of a page, `_cpullm_sampler` is Config.sampler.
+    `_cpullm_kv` lists the layers' share of a page, `_cpullm_layers` their paths, `_cpullm_sampler` is Config.sampler.
 
     A cache the user passes is used as it is; `cache_implementation="static"` and the like still get transformers' own.
     """
 
     _cpullm_kv: list[LayerSpec]
+    _cpullm_layers: tuple[str, ...]
     _cpullm_sampler: Sampler
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:

@@ -11,6 +11,7 @@ from torch_cpullm.kv.pool import LayerSpec, PagePool
 from torch_cpullm.kv.table import PageTable
 from torch_cpullm.ops import attention as ops
 from torch_cpullm.ops.attention import KvPages
+from torch_cpullm.ops.layers import KvLayers
 
 
 class CacheState:
@@ -132,6 +133,16 @@ class PagedCache(DynamicCache):
     def pool(self) -> PagePool:
         """The pool the pages come from."""
         return self.state.pool
+
+    def open(self, batch: int, tokens: int) -> KvLayers:
+        """As each layer's `open`, for all of them at once; the layers must hold equally many heads and tokens."""
+        first = self.paged_layers[0].open(batch, tokens)
+        return KvLayers(self.pool.layer_pages, *first[1:])
+
+    def close(self, tokens: int) -> None:
+        """Count the tokens written since `open`, in every layer."""
+        for layer in self.paged_layers:
+            layer.close(tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -tokens_to_remove tokens (transformers 5 passes a negative number)."""

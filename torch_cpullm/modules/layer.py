@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch_cpullm.formats import KvFormat
 from torch_cpullm.kv import LayerSpec, PagedCache
 from torch_cpullm.modules.notice import warn_once
 from torch_cpullm.ops import block as ops
+from torch_cpullm.ops.layers import LayerNumbers, LayerStack, LayerWeights, stack_layers
 
 
 class FusedLayer:
@@ -22,10 +24,11 @@ class FusedLayer:
     """
 
     _cpullm: FusedParts
+    training: bool
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the original; hidden_states [B, T, D] in and out."""
-        reason = why_not_fused(self, hidden_states, args, kwargs)
+        reason = self.why_not_fused(hidden_states, args, kwargs)
         weights = None if reason else _weights(self)
         if weights is None:
             reason = reason or "a module that it was fused from was replaced (by an adapter, say)"
@@ -37,6 +40,45 @@ class FusedLayer:
         if mlp is not None and parts.structure.mlp is not None:
             return ops.mlp_block(hidden_BTD, mlp, parts.structure.mlp.activation, parts.norm)
         return _original_mlp(self, parts.structure, hidden_BTD)
+
+    def why_not_fused(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """The reason this call must take the original path, or None."""
+        if self.training:
+            return "the model is in training mode (model.eval() for speed)"
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return "gradients are enabled (use torch.no_grad() for speed)"
+        if torch.compiler.is_compiling():
+            return "torch.compile traces it"
+        if args:
+            return "it was called with positional arguments"
+        if kwargs.get("output_attentions") or _wants_attention_weights(self):
+            return "output_attentions asks for attention weights, which a fused block never forms"
+        cache = kwargs.get("past_key_values")
+        if cache is not None and not isinstance(cache, PagedCache):
+            return f"past_key_values is a {type(cache).__name__}, not the paged cache generate() makes by itself"
+        if kwargs.get("cache") is not None:
+            return "continuous batching brings its own cache"
+        mask = kwargs.get("attention_mask")
+        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 4):
+            return "attention_mask is not a boolean mask of four dimensions"
+        if hidden.device.type != "cpu":
+            return f"hidden states are on {hidden.device.type}"
+        if not isinstance(kwargs.get("position_embeddings"), tuple):
+            return "position_embeddings (cos, sin) were not passed"
+        return None
+
+    @staticmethod
+    def stack(layers: Sequence[FusedLayer]) -> LayerStack | None:
+        """Layers as one operator takes them; None where they are not alike, or one is not fused as a whole."""
+        first = layers[0]._cpullm
+        kind, weights = (first.spec, first.structure.kind()), []
+        for layer in layers:
+            found = _weights(layer)
+            if found is None or found[1] is None or (layer._cpullm.spec, layer._cpullm.structure.kind()) != kind:
+                return None
+            weights.append(LayerWeights(found[0], found[1]))
+        mlp = first.structure.mlp
+        return stack_layers(weights, LayerNumbers(first.numbers, first.norm, mlp.activation)) if mlp else None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the original class, which can be imported; ours is made on the fly."""
@@ -69,33 +111,6 @@ def fused_class(original: type[nn.Module]) -> type[nn.Module]:
 def _rebuild(original: type[nn.Module]) -> nn.Module:
     made = fused_class(original)
     return made.__new__(made)
-
-
-def why_not_fused(layer: Any, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """The reason this call must take the original path, or None."""
-    if layer.training:
-        return "the model is in training mode (model.eval() for speed)"
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        return "gradients are enabled (use torch.no_grad() for speed)"
-    if torch.compiler.is_compiling():
-        return "torch.compile traces it"
-    if args:
-        return "it was called with positional arguments"
-    if kwargs.get("output_attentions") or _wants_attention_weights(layer):
-        return "output_attentions asks for attention weights, which a fused block never forms"
-    cache = kwargs.get("past_key_values")
-    if cache is not None and not isinstance(cache, PagedCache):
-        return f"past_key_values is a {type(cache).__name__}, not the paged cache generate() makes by itself"
-    if kwargs.get("cache") is not None:
-        return "continuous batching brings its own cache"
-    mask = kwargs.get("attention_mask")
-    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 4):
-        return "attention_mask is not a boolean mask of four dimensions"
-    if hidden.device.type != "cpu":
-        return f"hidden states are on {hidden.device.type}"
-    if not isinstance(kwargs.get("position_embeddings"), tuple):
-        return "position_embeddings (cos, sin) were not passed"
-    return None
 
 
 def _wants_attention_weights(layer: Any) -> bool:

@@ -261,6 +261,7 @@ def _use_paged_cache(model: nn.Module, plan: Plan) -> tuple[float, float]:
     specs = [vars(model.get_submodule(layer.structure.path))["_cpullm"].spec for layer in layers]
     model.__class__ = paged_class(type(model))
     vars(model)["_cpullm_kv"] = specs
+    vars(model)["_cpullm_layers"] = tuple(layer.structure.path for layer in layers)
     vars(model)["_cpullm_sampler"] = plan.config.sampler
     from torch_cpullm.ops.attention import PAGE_TOKENS
 
@@ -289,8 +290,8 @@ def unswap(model: Any) -> set[str]:
             vars(module).pop("_cpullm", None)
     if isinstance(model, PagedModel):
         model.__class__ = type(model).__mro__[2]
-        vars(model).pop("_cpullm_kv", None)
-        vars(model).pop("_cpullm_sampler", None)
+        for name in ("_cpullm_kv", "_cpullm_layers", "_cpullm_sampler"):
+            vars(model).pop(name, None)
     if state.attention_before is not None and model.config._attn_implementation == attention.NAME:
         _set_attention(model, state.attention_before)
     vars(model).pop(STATE, None)
