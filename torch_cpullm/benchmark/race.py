@@ -1,7 +1,7 @@
 """The same work for all contenders, repetition by repetition in turns, with a probe of the placement around each.
 
-Each repetition begins with two tokens that are not timed: memory that was left alone while the others had their turns
-answers at half its speed on a virtual machine, the first time it is read again.
+Each repetition begins with a few tokens that are not timed: memory that was left alone while the others had their turns
+answers at half its speed on a virtual machine, the first times it is read again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WHOLE_CORES = ("one complex", "separate complexes", "one thread")
 MOVED = "moved"
 _MOST = 2  # times the repetitions asked for, where the placement changes
-_WARM_UP = 2
+_WARM_UP = 8
 _PROBE_MS = 25
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch_cpullm.config import KvCache, Weights
 
 
-class _Clock(BaseStreamer):
+class Clock(BaseStreamer):
     """Notes when generate() hands over tokens: the prompt first, then one step at a time."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class HuggingFace(Engine):
 
     def decode(self, tokens: int) -> tuple[list[float], Ids]:
         """Generate greedily, by one generate()."""
-        clock = _Clock()
+        clock = Clock()
         start_BT = torch.cat([self._ids_BT, self._next_B[:, None]], dim=1)
         all_BT = self._generate(start_BT, tokens, streamer=clock)
         self._ids_BT, self._next_B = all_BT[:, :-1], all_BT[:, -1]
