@@ -210,7 +210,9 @@ void pack_weight(const PackSource& source, const layout::WeightFormat& format, i
   const layout::PackedPlaces at =
       layout::packed_places(format, source.columns, source.depth, source.bias != nullptr, source.multiplier != nullptr);
   const int64_t padded = layout::padded_depth(format, source.depth), bytes = layout::panel_bytes(format, padded);
+  const int64_t end = at.panels + layout::panel_count(source.columns) * bytes;
   std::memset(out, 0, static_cast<size_t>(at.panels));
+  std::memset(out + end, 0, static_cast<size_t>(at.total - end));
   layout::write_header(format, source.columns, source.depth, source.bias != nullptr, source.multiplier, out);
   const auto copy = [&](const float* from, int64_t count, int64_t to) {
     if (from) std::memcpy(out + to, from, static_cast<size_t>(count) * sizeof(float));
@@ -232,9 +234,9 @@ void pack_weight(const PackSource& source, const layout::WeightFormat& format, i
           float unused;
           for (int64_t p = mine.begin; p < mine.end; ++p) {
             uint8_t* panel = out + at.panels + p * bytes;
-            const int64_t end = std::min(source.columns, (p + 1) * layout::kPanelColumns);
-            if (end < (p + 1) * layout::kPanelColumns || format.group) clear_panel(format, padded, panel);
-            for (int64_t n = p * layout::kPanelColumns; n < end; ++n)
+            const int64_t last = std::min(source.columns, (p + 1) * layout::kPanelColumns);
+            if (last < (p + 1) * layout::kPanelColumns || format.group) clear_panel(format, padded, panel);
+            for (int64_t n = p * layout::kPanelColumns; n < last; ++n)
               packer.pack(n, panel, layout::is_quantized(format.codes) ? column_scale + n : &unused);
           }
         });

@@ -34,8 +34,9 @@ PackedPlaces packed_places(const WeightFormat& format, int64_t columns, int64_t 
   at.bias = sizeof(PackedHeader);
   at.multiplier = at.bias + (has_bias ? round_up(columns * 4, kLineBytes) : 0);
   at.column_scale = at.multiplier + (has_multiplier ? round_up(depth * 4, kLineBytes) : 0);
-  at.panels = at.column_scale + (is_quantized(format.codes) ? panel_count(columns) * kPanelColumns * 4 : 0);
-  at.total = at.panels + panel_count(columns) * panel_bytes(format, padded_depth(format, depth));
+  const int64_t scales = is_quantized(format.codes) ? panel_count(columns) * kPanelColumns * 4 : 0;
+  at.panels = round_up(at.column_scale + scales, kPageBytes);
+  at.total = round_up(at.panels + panel_count(columns) * panel_bytes(format, padded_depth(format, depth)), kPageBytes);
   return at;
 }
 

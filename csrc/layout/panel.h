@@ -49,6 +49,7 @@ constexpr int64_t kStripColumns = 16;
 constexpr int64_t kStrips = kPanelColumns / kStripColumns;
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kAlignment = 64;  // a cache line, and a zmm register
+constexpr int64_t kPageBytes = 4096;
 // Activations of a row in one block: 64 f32, 128 bf16 or 256 int8 codes.
 constexpr int64_t kActBytes = 256;
 

@@ -11,7 +11,7 @@
 namespace torch_cpullm::runtime {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20, kChunk = size_t{64} << 20, kLine = 64;
+constexpr size_t kHugePage = size_t{2} << 20, kChunk = size_t{64} << 20, kPage = 4096;
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
@@ -51,7 +51,7 @@ std::weak_ptr<Chunk> current;  // the one that is being filled; alive as long as
 
 std::shared_ptr<void> weight_memory(size_t bytes) {
   const std::lock_guard<std::mutex> lock(mutex);
-  const size_t wanted = round_up(std::max(bytes, kLine), kLine);
+  const size_t wanted = round_up(std::max(bytes, kPage), kPage);
   std::shared_ptr<Chunk> chunk = current.lock();
   void* place = chunk ? chunk->take(wanted) : nullptr;
   if (!place) {

@@ -9,7 +9,7 @@
 
 namespace torch_cpullm::runtime {
 
-// 64-byte aligned; null when the system has none left. Safe to call from several threads.
+// Aligned to 4096 bytes, as are the parts of a packed weight; null when the system has none left. Safe to call from several threads.
 std::shared_ptr<void> weight_memory(size_t bytes);
 
 }  // namespace torch_cpullm::runtime

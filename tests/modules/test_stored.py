@@ -113,6 +113,15 @@ def test_weights_lie_in_the_file(saved):
     assert start % store.ALIGNMENT == 0
 
 
+def test_weights_in_memory_of_their_own(saved):
+    model, folder = saved
+    loaded = torch_cpullm.load(folder, copy=True)
+    assert torch.equal(tokens(loaded), tokens(model))
+    assert loaded.model.embed_tokens.bytes.data_ptr() == loaded.lm_head.packed.data_ptr()
+    assert str(folder / store.PACKED) not in {m.path for m in psutil.Process().memory_maps()}
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
 def test_saving_over_itself(saved):
     model, folder = saved
     loaded = torch_cpullm.load(folder)
@@ -250,7 +259,7 @@ def test_a_broken_header(saved, where):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(version=99), "expected version 2, got 99"),
+        (lambda r: r.update(version=99), "expected version 3, got 99"),
         (lambda r: r.pop("files"), "expected bytes and sha256"),
         (lambda r: r.pop("model"), "model: expected an object"),
         (lambda r: r["model"].update(architecture="Popen"), "expected a class of transformers, got 'Popen'"),

@@ -19,7 +19,7 @@ from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packed import PackedModule
 from torch_cpullm.modules.swap import attach, require_state
-from torch_cpullm.ops.linear import packed_info
+from torch_cpullm.ops.linear import copy_packed, packed_info
 from torch_cpullm.pack.store import Tensors
 from torch_cpullm.plan import Plan
 from torch_cpullm.plan.explain import Explanation
@@ -132,6 +132,13 @@ def finish(model: nn.Module, stored: StoredModel) -> None:
         attach(model, stored.plan, stored.explanation, stored.slim_attention)
     except AttributeError as error:
         raise StoredModelError(f"plan: expected parts of {stored.architecture}, got others ({error})") from error
+
+
+def copy_weights(model: nn.Module) -> None:
+    """Move packed weights out of a mapped file, one after the other, to memory of this process on huge pages."""
+    for module in model.modules():
+        if isinstance(module, PackedModule) and module._buffers.get("packed") is not None:
+            module.register_buffer("packed", copy_packed(module.packed), persistent=False)
 
 
 def _unpacked(model: nn.Module) -> dict[str, torch.Tensor]:

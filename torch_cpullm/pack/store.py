@@ -1,7 +1,7 @@
 """A folder with an optimised model: what is written, and what is checked before it is used again.
 
     torch_cpullm.json            the record: version, files with sizes and SHA-256, and what describes the model
-    packed.safetensors           packed weights, each at a multiple of 64 bytes, so that they can be used where they lie
+    packed.safetensors           packed weights, each at the start of a page, used where they lie
     other.safetensors            what is not packed: gains of norms, biases, multipliers
     config.json                  transformers' configuration
     ...                          generation defaults and tokenizer, also transformers', which may be edited
@@ -32,8 +32,8 @@ _MULTIPLIER = ":multiplier"  # no module's name has a colon
 RECORD, CONFIG = "torch_cpullm.json", "config.json"
 PACKED, OTHER = "packed.safetensors", "other.safetensors"
 _FILES = (CONFIG, PACKED, OTHER)
-VERSION = 2
-ALIGNMENT = 64
+VERSION = 3
+ALIGNMENT = 4096
 _HASHED_AT_A_TIME = 1 << 22
 
 
@@ -124,7 +124,7 @@ def _mapped(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _padding(packed: dict[str, torch.Tensor]) -> int:
-    """Characters of metadata after which the file's data starts at a multiple of 64 bytes."""
+    """Characters of metadata after which the file's data starts at a page."""
     entries: dict[str, Any] = {"__metadata__": {"padding": ""}}
     start = 0
     for name in sorted(packed):

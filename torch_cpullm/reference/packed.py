@@ -23,7 +23,7 @@ def decode(packed: torch.Tensor) -> DenseWeight:
     multiplier_K = floats(depth) if has_multiplier else None
     at += -(-depth * 4 // 64) * 64 if has_multiplier else 0
     column_scale_N = floats(panels * 64)[:columns] if format.quantized else torch.ones(columns)
-    at += panels * 256 if format.quantized else 0
+    at = _page_after(at + (panels * 256 if format.quantized else 0))
     per_line = {"f32": 1, "bf16": 2, "int8": 4, "int4": 8}[format.codes]
     unit, whole = format.group or per_line, {"f32": 64, "bf16": 128}.get(format.codes, 256)
     padded = -(-depth // unit) * unit
@@ -48,8 +48,12 @@ def decode(packed: torch.Tensor) -> DenseWeight:
                 lines = packed[at : at + k // per_line * 64].clone().view(-1, 16, 4)
                 at += k // per_line * 64
                 steps[rows, first : first + k] = _line_values(lines, format.codes) - zero_16k
-    assert at == total == packed.numel()
+    assert _page_after(at) == total == packed.numel()
     return DenseWeight(format, steps[:columns, :depth], scale[:columns], column_scale_N, multiplier_K)
+
+
+def _page_after(at: int) -> int:
+    return -(-at // 4096) * 4096
 
 
 def _line_values(lines_L16b: torch.Tensor, codes: str) -> torch.Tensor:

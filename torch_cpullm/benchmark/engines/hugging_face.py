@@ -29,6 +29,7 @@ class Clock(BaseStreamer):
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
+        """Note the time."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
@@ -132,7 +133,7 @@ class Own(HuggingFace):
         return target
 
     def __init__(self, prepared: Path, format: str, threads: int, batch: int, context: int) -> None:
-        self._model = torch_cpullm.load(prepared)
+        self._model = torch_cpullm.load(prepared, copy=True)
         self.kv_bits = 16 if _kv(format) == "bf16" else 8
         self.weight_bytes = torch_cpullm.explain(self._model).weight_bytes_after
         self._begin(threads, batch)
