@@ -197,6 +197,12 @@ CASES = {
     "mlp down": (lambda: mlp(down=linear.pack(torch.randn(60, 48), None, INT8)), ValueError, "down"),
     "mlp norm": (lambda: mlp(norm=torch.ones(63)), ValueError, "input_norm"),
     "mlp activation": (lambda: mlp(activation="tanh"), ValueError, "activation"),
+    "mlp halves": (
+        lambda: mlp(gate_up=[linear.pack(torch.randn(n, 64), None, INT8) for n in (40, 56)]),
+        ValueError,
+        "up",
+    ),
+    "mlp thirds": (lambda: mlp(gate_up=[linear.pack(torch.randn(32, 64), None, INT8)] * 3), ValueError, "gate_up"),
     "mlp no weights": (lambda: mlp(gate_up=()), ValueError, "gate_up"),
     "mlp hidden dtype": (lambda: mlp(hidden=torch.zeros(1, 3, 64, dtype=torch.int8)), TypeError, "hidden"),
     "gather negative": (lambda: attention.kv_gather(kv(), -1, 32), ValueError, "length"),
