@@ -27,6 +27,14 @@ std::vector<layout::PackedView> check_group(at::TensorList weights, int64_t dept
   return views;
 }
 
+std::vector<layout::PackedView> check_gate_up(at::TensorList weights, int64_t model, int64_t ffn) {
+  std::vector<layout::PackedView> views = check_group(weights, model, 2 * ffn, "gate_up");
+  TORCH_CHECK_VALUE(views.size() == 1 || (views.size() == 2 && views[0].columns == ffn),
+                    "gate_up: expected one fused weight, or gate and up of ", ffn, " outputs each, got ", views.size(),
+                    " weights, the first of ", views[0].columns, "; pass gate's and up's rows apart, or all in one");
+  return views;
+}
+
 layout::PackedView check_projection(const at::Tensor& weight, int64_t depth, int64_t columns, const char* name) {
   const layout::PackedView view = check_packed_weight(weight, name);
   TORCH_CHECK_VALUE(view.depth == depth && view.columns == columns, name, ": expected ", depth, " inputs and ", columns,
@@ -84,11 +92,10 @@ at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at:
   const NormArgument before(input_norm, model, eps, norm_offset, "input_norm");
   const NormArgument after(output_norm, model, eps, norm_offset, "output_norm");
   const drivers::MlpBlock block{
-      .gate_up = check_group(gate_up, model, 2 * ffn, "gate_up"),
+      .gated = {check_gate_up(gate_up, model, ffn), parse_activation(activation), ffn},
       .down = check_projection(down, ffn, model, "down"),
       .input_norm = before.norm,
       .output_norm = after.norm,
-      .gate = parse_activation(activation),
   };
   const at::Tensor rows = as_floats(hidden);
   at::Tensor out = at::empty_like(rows);

@@ -9,10 +9,6 @@ using runtime::Carver;
 using runtime::Range;
 using runtime::Team;
 
-// Rows of an MLP at a time: gate and up of 512 rows are 32 MiB at 8192 inner features, where 8192 rows would be 512
-// MiB. Weights are read again for each, at 512 operations a byte in bf16 and 1024 in int8: far on the arithmetic side.
-constexpr int64_t kMlpRows = 512;
-
 // The normed row if there is a norm, else the row itself.
 const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, const float* x, int64_t n,
                         float* out) {
@@ -30,10 +26,9 @@ void prepare_normed(const Team& team, const kernels::RowwiseKernels& kernels, co
                     int64_t model, float* normed, int64_t rows, const PreparedRows& input) {
   float* own = normed + team.rank * model;
   const bool shared = rows < team.size;
-  const Range mine = shared ? Range{0, rows} : team.share(rows);
+  const Range mine = shared ? Range{0, rows} : team.share(rows), columns = shared ? input.share(team) : Range{0, model};
   for (int64_t row = mine.begin; row < mine.end; ++row)
-    input.prepare(row, floats(apply_norm(kernels, norm, hidden + row * model, model, own)),
-                  shared ? team.share(input.blocks()) : Range{0, input.blocks()});
+    input.prepare(row, columns, floats(apply_norm(kernels, norm, hidden + row * model, model, own) + columns.begin));
 }
 
 // The last projection of a block with what follows it: straight into `out` with the residual added, or, where a norm
@@ -138,33 +133,25 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
 
 namespace {
 
+template <class Gated>
 void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
-  const int64_t ffn = block.down.depth;
   const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
-  PreparedRows input(block.gate_up[0], rows);
-  LinearGroup gate_up(block.gate_up, rows, threads);
+  PreparedRows input(block.gated.gate_up[0], rows);
+  Gated gated(block.gated, rows, threads);
   Projection projection(block.down, block.output_norm, rows, threads);
-  float *normed = nullptr, *gates = nullptr;
+  float* normed = nullptr;
   runtime::with_scratch(
       [&](Carver& carver) {
         input.plan(carver);
-        gate_up.plan(carver);
+        gated.plan(carver);
         projection.plan(carver);
         normed = carver.take<float>(threads * model);
-        gates = carver.take<float>(rows * 2 * ffn);
       },
       [&] {
         runtime::parallel(threads, [&](const Team& team) {
-          const Range mine = team.share(rows);
           prepare_normed(team, kernels, block.input_norm, hidden, model, normed, rows, input);
           team.barrier();
-          gate_up.multiply(team, input, {floats(gates), 2 * ffn});
-          team.barrier();
-          for (int64_t row = mine.begin; row < mine.end; ++row) {
-            float* gate = gates + row * 2 * ffn;
-            kernels.gated(gate, gate + ffn, block.gate, ffn, gate);
-            projection.input().prepare(row, floats(gate), {0, projection.input().blocks()});
-          }
+          gated.run(team, input, projection.input());
           team.barrier();
           projection.run(team, hidden, out);
         });
@@ -174,8 +161,11 @@ void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int6
 }  // namespace
 
 void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
-  for (int64_t first = 0; first < rows; first += kMlpRows)
-    run_mlp_rows(block, hidden + first * model, std::min(kMlpRows, rows - first), model, out + first * model, threads);
+  const bool tiles = GatedTiles::suit(block.gated, rows, threads);
+  const int64_t most = tiles ? GatedTiles::kMostRows : GatedStreams::kMostRows;
+  const auto run = tiles ? run_mlp_rows<GatedTiles> : run_mlp_rows<GatedStreams>;
+  for (int64_t first = 0; first < rows; first += most)
+    run(block, hidden + first * model, std::min(most, rows - first), model, out + first * model, threads);
 }
 
 }  // namespace torch_cpullm::drivers

@@ -1,15 +1,15 @@
-// The two halves of a decoder layer, each one parallel region (the MLP one for each 512 rows):
+// The two halves of a decoder layer, each one parallel region (the MLP one for each 2048 rows, gated.h):
 //
 //   attention: norm -> q,k,v -> head norms, rope, KV append -> attention -> output projection (-> norm) -> + residual
 //   MLP:       norm -> gate,up -> act(gate) * up            -> down projection                 (-> norm) -> + residual
 //
 // Rows are floats in and floats out. Between two arrows there is a barrier, and one more where rows are prepared for a
-// product.
+// product; none between gate,up and down's rows where they are made tile by tile.
 #pragma once
 #include <vector>
 
 #include "drivers/attention.h"
-#include "drivers/linear.h"
+#include "drivers/gated.h"
 
 namespace torch_cpullm::drivers {
 
@@ -33,10 +33,9 @@ struct AttentionBlock {
 void run_attention_block(const AttentionBlock& block, const float* hidden, int64_t model, float* out, int threads);
 
 struct MlpBlock {
-  std::vector<layout::PackedView> gate_up;  // gate, up, or one fused weight with that order of rows
+  GatedWeights gated;
   layout::PackedView down;
   Norm input_norm, output_norm;
-  kernels::Gate gate;
 };
 
 void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads);

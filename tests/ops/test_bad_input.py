@@ -238,6 +238,12 @@ CASES = {
     "layers, down": (lambda: layers(lists={7: []}), ValueError, "down: expected one for each of 2 layers, got 0"),
     "layers, pages": (lambda: layers(pages=1), ValueError, "pages: expected one for each of 2 layers, got 1"),
     "layers, cos": (lambda: layers(rope=(torch.ones(1, 1, 32).int(), torch.ones(1, 1, 32))), TypeError, "cos"),
+    "mlp halves": (
+        lambda: mlp(gate_up=[linear.pack(torch.randn(n, 64), None, INT8) for n in (40, 56)]),
+        ValueError,
+        "up",
+    ),
+    "mlp thirds": (lambda: mlp(gate_up=[linear.pack(torch.randn(32, 64), None, INT8)] * 3), ValueError, "gate_up"),
     "mlp no weights": (lambda: mlp(gate_up=()), ValueError, "gate_up"),
     "mlp hidden dtype": (lambda: mlp(hidden=torch.zeros(1, 3, 64, dtype=torch.int8)), TypeError, "hidden"),
     "gather negative": (lambda: attention.kv_gather(kv(), -1, 32), ValueError, "length"),

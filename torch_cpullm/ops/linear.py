@@ -146,6 +146,10 @@ def _lines(bytes_: int) -> int:
     return (bytes_ + 63) // 64 * 64
 
 
+def _pages(bytes_: int) -> int:
+    return (bytes_ + 4095) // 4096 * 4096
+
+
 @fake("pack")
 def _(
     weight: torch.Tensor,
@@ -170,4 +174,5 @@ def _(
     panels = (columns + 63) // 64
     panel = 4 * (padded // block * strip_bytes(block) + (strip_bytes(padded % block) if padded % block else 0))
     head = 64 + (0 if bias is None else _lines(columns * 4)) + (0 if multiplier is None else _lines(depth * 4))
-    return weight.new_empty((head + (panels * 256 if per_line >= 4 else 0) + panels * panel,), dtype=torch.uint8)
+    begin = _pages(head + (panels * 256 if per_line >= 4 else 0))
+    return weight.new_empty((_pages(begin + panels * panel),), dtype=torch.uint8)
