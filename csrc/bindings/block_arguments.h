@@ -34,7 +34,7 @@ inline RopeTables check_rope(const at::Tensor& cos, const at::Tensor& sin, int64
   return {as_floats(cos), as_floats(sin), rotary, cos.size(0) == 1 ? 0 : tokens * rotary};
 }
 
-// Holds the float copy of a norm's gain alive while the op runs.
+// Holds a norm's gain alive while the op runs, and its copy where it is not contiguous.
 struct NormArgument {
   at::Tensor gain;
   drivers::Norm norm;
@@ -44,8 +44,8 @@ struct NormArgument {
     check_float(*weight, name);
     check_dims(*weight, 1, name, "[D]");
     check_size(*weight, 0, width, name, "[D]");
-    gain = as_floats(*weight);
-    norm = {gain.const_data_ptr<float>(), static_cast<float>(eps), static_cast<float>(offset)};
+    gain = weight->contiguous();
+    norm = {elements_of(gain), static_cast<float>(eps), static_cast<float>(offset)};
   }
 };
 

@@ -75,12 +75,11 @@ at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const a
       .rope_batch_stride = tables.batch_stride,
       .attention = attention_problem(kv, batch, tokens, heads, scores, scale),
   };
-  const at::Tensor rows = as_floats(hidden);
+  const at::Tensor rows = hidden.contiguous();
   at::Tensor out = at::empty_like(rows);
   if (hidden.numel() > 0)
-    drivers::run_attention_block(block, rows.const_data_ptr<float>(), model, out.mutable_data_ptr<float>(),
-                                 at::get_num_threads());
-  return out.to(hidden.scalar_type());
+    drivers::run_attention_block(block, elements_of(rows), model, mutable_elements_of(out), at::get_num_threads());
+  return out;
 }
 
 at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at::Tensor& down,
@@ -97,12 +96,12 @@ at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at:
       .input_norm = before.norm,
       .output_norm = after.norm,
   };
-  const at::Tensor rows = as_floats(hidden);
+  const at::Tensor rows = hidden.contiguous();
   at::Tensor out = at::empty_like(rows);
   if (hidden.numel() > 0)
-    drivers::run_mlp_block(block, rows.const_data_ptr<float>(), hidden.size(0) * hidden.size(1), model,
-                           out.mutable_data_ptr<float>(), at::get_num_threads());
-  return out.to(hidden.scalar_type());
+    drivers::run_mlp_block(block, elements_of(rows), hidden.size(0) * hidden.size(1), model, mutable_elements_of(out),
+                           at::get_num_threads());
+  return out;
 }
 
 }  // namespace torch_cpullm::bindings

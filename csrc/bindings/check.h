@@ -49,6 +49,14 @@ inline layout::Element element_of(at::ScalarType type) {
 // Rows of floats, contiguous: what most drivers work on. A copy only where the tensor is something else.
 inline at::Tensor as_floats(const at::Tensor& x) { return x.to(at::kFloat).contiguous(); }
 
+// Of a contiguous tensor of one of the three types.
+inline layout::ConstElements elements_of(const at::Tensor& x) {
+  return {x.const_data_ptr(), element_of(x.scalar_type())};
+}
+inline layout::Elements mutable_elements_of(const at::Tensor& x) {
+  return {x.mutable_data_ptr(), element_of(x.scalar_type())};
+}
+
 inline layout::Format parse_format(c10::string_view format) {
   if (format == "int8") return layout::Format::int8;
   if (format == "bf16") return layout::Format::bf16;

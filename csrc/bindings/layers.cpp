@@ -9,7 +9,8 @@ namespace {
 // Tensors of one kind, `each` for every layer, or none at all.
 class PerLayer {
  public:
-  PerLayer(at::TensorList tensors, size_t layers, const char* name) : tensors_(tensors), each_(tensors.size() / layers) {
+  PerLayer(at::TensorList tensors, size_t layers, const char* name)
+      : tensors_(tensors), each_(tensors.size() / layers) {
     TORCH_CHECK_VALUE(each_ * layers == tensors.size(), name, ": expected equally many for each of ", layers,
                       " layers, got ", tensors.size());
   }

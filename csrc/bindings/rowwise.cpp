@@ -28,15 +28,15 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, d
   check_dims(weight, 1, "weight", "[D]");
   TORCH_CHECK_VALUE(x.dim() >= 1 && x.size(-1) == weight.size(0), "x: expected the last dimension to be ",
                     weight.size(0), " (the weight's length), got shape ", x.sizes());
-  const at::Tensor rows = as_floats(x), gains = as_floats(weight);
-  at::Tensor out = at::empty_like(rows);
+  const at::Tensor rows = x.contiguous(), gains = weight.contiguous();
+  at::Tensor out = at::empty_like(rows, rows.options().dtype(at::kFloat));
   const int64_t n = weight.size(0);
   if (x.numel() == 0) return out.to(x.scalar_type());
   const auto& kernels = kernels::rowwise_kernels();
-  const float *in = rows.const_data_ptr<float>(), *gain = gains.const_data_ptr<float>();
+  const layout::ConstElements in = elements_of(rows), gain = elements_of(gains);
   float* result = out.mutable_data_ptr<float>();
   for_rows(rows.numel() / n, [&](int64_t row) {
-    kernels.rms_norm(in + row * n, gain, static_cast<float>(offset), static_cast<float>(eps), n, result + row * n);
+    kernels.rms_norm(in.from(row * n), gain, static_cast<float>(offset), static_cast<float>(eps), n, result + row * n);
   });
   return out.to(x.scalar_type());
 }

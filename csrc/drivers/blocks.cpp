@@ -9,26 +9,26 @@ using runtime::Carver;
 using runtime::Range;
 using runtime::Team;
 
-// The normed row if there is a norm, else the row itself.
-const float* apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, const float* x, int64_t n,
-                        float* out) {
-  if (!norm.weight) return x;
-  kernels.rms_norm(x, norm.weight, norm.offset, norm.eps, n, out);
-  return out;
-}
-
-layout::ConstElements floats(const float* x) { return {x, layout::Element::f32}; }
 layout::Elements floats(float* x) { return {x, layout::Element::f32}; }
+
+// The normed row if there is a norm, else the row itself.
+layout::ConstElements apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, layout::ConstElements x,
+                                 int64_t n, float* out) {
+  if (!norm.weight.data) return x;
+  kernels.rms_norm(x, norm.weight, norm.offset, norm.eps, n, out);
+  return floats(out);
+}
 
 // This member's share of the rows, normed and then prepared. With fewer rows than members each norms the row for
 // itself and prepares its part of it: the norm of one row is cheaper than another barrier.
-void prepare_normed(const Team& team, const kernels::RowwiseKernels& kernels, const Norm& norm, const float* hidden,
-                    int64_t model, float* normed, int64_t rows, const PreparedRows& input) {
+void prepare_normed(const Team& team, const kernels::RowwiseKernels& kernels, const Norm& norm,
+                    layout::ConstElements hidden, int64_t model, float* normed, int64_t rows,
+                    const PreparedRows& input) {
   float* own = normed + team.rank * model;
   const bool shared = rows < team.size;
   const Range mine = shared ? Range{0, rows} : team.share(rows), columns = shared ? input.share(team) : Range{0, model};
   for (int64_t row = mine.begin; row < mine.end; ++row)
-    input.prepare(row, columns, floats(apply_norm(kernels, norm, hidden + row * model, model, own) + columns.begin));
+    input.prepare(row, columns, apply_norm(kernels, norm, hidden.from(row * model), model, own).from(columns.begin));
 }
 
 // The last projection of a block with what follows it: straight into `out` with the residual added, or, where a norm
@@ -41,20 +41,20 @@ class Projection {
   void plan(Carver& carver) {
     input_.plan(carver);
     linear_.plan(carver);
-    if (norm_.weight) buffer_ = carver.take<float>(rows_ * columns_);
+    if (norm_.weight.data) buffer_ = carver.take<float>(rows_ * columns_);
   }
   const PreparedRows& input() const { return input_; }
 
-  void run(const Team& team, const float* residual, float* out) {
-    if (!norm_.weight) return linear_.multiply(team, input_, {floats(out), columns_, residual});
+  void run(const Team& team, layout::ConstElements residual, layout::Elements out) {
+    if (!norm_.weight.data) return linear_.multiply(team, input_, {out, columns_, residual.data});
     linear_.multiply(team, input_, {floats(buffer_), columns_});
     team.barrier();
     const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
     const Range mine = team.share(rows_);
     for (int64_t row = mine.begin; row < mine.end; ++row) {
-      float* target = out + row * columns_;
-      kernels.rms_norm(buffer_ + row * columns_, norm_.weight, norm_.offset, norm_.eps, columns_, target);
-      for (int64_t i = 0; i < columns_; ++i) target[i] += residual[row * columns_ + i];
+      float* normed = buffer_ + row * columns_;
+      kernels.rms_norm(floats(normed), norm_.weight, norm_.offset, norm_.eps, columns_, normed);
+      kernels.add(normed, residual.from(row * columns_), columns_, out.from(row * columns_));
     }
   }
 
@@ -76,7 +76,7 @@ void finish_qkv_row(const AttentionBlock& block, const kernels::RowwiseKernels& 
   for (int64_t head = 0; head < problem.heads + pages.heads; ++head) {
     float* x = qkv + head * channels;
     const Norm& norm = head < problem.heads ? block.query_norm : block.key_norm;
-    if (norm.weight) kernels.rms_norm(x, norm.weight, norm.offset, norm.eps, channels, x);
+    if (norm.weight.data) kernels.rms_norm(floats(x), norm.weight, norm.offset, norm.eps, channels, x);
     kernels.rope(x, cos, sin, block.rotary);
   }
   const int64_t position = problem.past[b] + t;
@@ -91,7 +91,8 @@ void finish_qkv_row(const AttentionBlock& block, const kernels::RowwiseKernels& 
 
 }  // namespace
 
-void run_attention_block(const AttentionBlock& block, const float* hidden, int64_t model, float* out, int threads) {
+void run_attention_block(const AttentionBlock& block, layout::ConstElements hidden, int64_t model, layout::Elements out,
+                         int threads) {
   AttentionProblem problem = block.attention;
   const int64_t rows = problem.batch * problem.tokens;
   const int64_t heads_width = problem.heads * problem.pages.channels;
@@ -134,7 +135,8 @@ void run_attention_block(const AttentionBlock& block, const float* hidden, int64
 namespace {
 
 template <class Gated>
-void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
+void run_mlp_rows(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
+                  layout::Elements out, int threads) {
   const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
   PreparedRows input(block.gated.gate_up[0], rows);
   Gated gated(block.gated, rows, threads);
@@ -160,12 +162,13 @@ void run_mlp_rows(const MlpBlock& block, const float* hidden, int64_t rows, int6
 
 }  // namespace
 
-void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads) {
+void run_mlp_block(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
+                   layout::Elements out, int threads) {
   const bool tiles = GatedTiles::suit(block.gated, rows, threads);
   const int64_t most = tiles ? GatedTiles::kMostRows : GatedStreams::kMostRows;
   const auto run = tiles ? run_mlp_rows<GatedTiles> : run_mlp_rows<GatedStreams>;
   for (int64_t first = 0; first < rows; first += most)
-    run(block, hidden + first * model, std::min(most, rows - first), model, out + first * model, threads);
+    run(block, hidden.from(first * model), std::min(most, rows - first), model, out.from(first * model), threads);
 }
 
 }  // namespace torch_cpullm::drivers

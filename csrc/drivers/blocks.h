@@ -3,8 +3,8 @@
 //   attention: norm -> q,k,v -> head norms, rope, KV append -> attention -> output projection (-> norm) -> + residual
 //   MLP:       norm -> gate,up -> act(gate) * up            -> down projection                 (-> norm) -> + residual
 //
-// Rows are floats in and floats out. Between two arrows there is a barrier, and one more where rows are prepared for a
-// product; none between gate,up and down's rows where they are made tile by tile.
+// Rows come and go in the model's own type, and are floats inside. Between two arrows there is a barrier, and one more
+// where rows are prepared for a product; none between gate,up and down's rows where they are made tile by tile.
 #pragma once
 #include <vector>
 
@@ -13,9 +13,9 @@
 
 namespace torch_cpullm::drivers {
 
-// x / rms(x) * (weight + offset); weight null: no norm at this place.
+// x / rms(x) * (weight + offset); weight.data null: no norm at this place.
 struct Norm {
-  const float* weight = nullptr;
+  layout::ConstElements weight = {nullptr, layout::Element::f32};
   float eps = 0.0f;
   float offset = 0.0f;
 };
@@ -29,8 +29,9 @@ struct AttentionBlock {
   AttentionProblem attention;  // all but q and out, which the block provides
 };
 
-// hidden[batch * tokens][model] -> out, same shape; may not overlap.
-void run_attention_block(const AttentionBlock& block, const float* hidden, int64_t model, float* out, int threads);
+// hidden[batch * tokens][model] -> out, same shape and type; may not overlap.
+void run_attention_block(const AttentionBlock& block, layout::ConstElements hidden, int64_t model, layout::Elements out,
+                         int threads);
 
 struct MlpBlock {
   GatedWeights gated;
@@ -38,6 +39,7 @@ struct MlpBlock {
   Norm input_norm, output_norm;
 };
 
-void run_mlp_block(const MlpBlock& block, const float* hidden, int64_t rows, int64_t model, float* out, int threads);
+void run_mlp_block(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
+                   layout::Elements out, int threads);
 
 }  // namespace torch_cpullm::drivers

@@ -94,11 +94,13 @@ void GatedStreams::run(const runtime::Team& team, const PreparedRows& x, const P
   const int64_t stride = gate_up_.columns();
   gate_up_.multiply(team, x, {floats(gates_), stride});
   team.barrier();
-  const Range mine = team.share(rows_);
+  const bool shared = rows_ < team.size;
+  const Range mine = shared ? Range{0, rows_} : team.share(rows_);
+  const Range columns = shared ? out.share(team) : Range{0, weights_.columns};
   for (int64_t row = mine.begin; row < mine.end; ++row) {
-    float* gate = gates_ + row * stride;
-    kernels.gated(gate, gate + weights_.columns, weights_.gate, weights_.columns, gate);
-    out.prepare(row, {0, weights_.columns}, floats(gate));
+    float* gate = gates_ + row * stride + columns.begin;
+    kernels.gated(gate, gate + weights_.columns, weights_.gate, columns.end - columns.begin, gate);
+    out.prepare(row, columns, floats(gate));
   }
 }
 

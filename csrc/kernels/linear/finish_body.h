@@ -11,7 +11,7 @@ template <class T>
 void finish_rows(const kernels::LinearFinish& f, T* to) {
   for (int64_t r = 0; r < f.rows; ++r) {
     const float* c = f.c + r * layout::kPanelColumns;
-    const float* residual = f.add ? f.add + r * f.stride : nullptr;
+    const T* residual = f.add ? static_cast<const T*>(f.add) + r * f.stride : nullptr;
     for_lanes(f.width, [&](int64_t n, auto lanes) {
       f32x16 value = lanes.load(c + n);
       if (f.column_scale) value = mul(value, lanes.load(f.column_scale + n));

@@ -57,7 +57,8 @@ ExpandFn expand_kernel();
 // out[r][n] = c[r][n] * column_scale[n] + bias[n] + add[r][n], rounded after each; null operands are left out.
 struct LinearFinish {
   const float* c;  // [rows][64]
-  const float *column_scale, *bias, *add;
+  const float *column_scale, *bias;
+  const void* add;  // of out's type
   layout::Elements out;
   int64_t stride;  // elements from row to row of out and add
   int64_t rows, width;

@@ -23,7 +23,11 @@ struct ActRow {
 
 struct RowwiseKernels {
   // out = x / sqrt(mean(x^2) + eps) * (weight + offset). Sum of squares in 16 interleaved partial sums. out may be x.
-  void (*rms_norm)(const float* x, const float* weight, float offset, float eps, int64_t n, float* out);
+  void (*rms_norm)(layout::ConstElements x, layout::ConstElements weight, float offset, float eps, int64_t n,
+                   float* out);
+
+  // out = a + b, rounded once; b is of out's type.
+  void (*add)(const float* a, layout::ConstElements b, int64_t n, layout::Elements out);
 
   // One row of x as the operand of a product, times `multiplier` (null: 1): values of the format, or
   //   int8: per block of kActivationGroup scale = absmax / 127, codes = round(x / scale), and minus the sums of codes.

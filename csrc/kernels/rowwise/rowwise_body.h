@@ -10,16 +10,28 @@ namespace {
 using layout::Format;
 using layout::kPageTokens;
 
-void rms_norm(const float* x, const float* weight, float offset, float eps, int64_t n, float* out) {
+void rms_norm(layout::ConstElements x, layout::ConstElements weight, float offset, float eps, int64_t n, float* out) {
   f32x16 squares = zero_f32();
-  for_lanes(n, [&](int64_t i, auto lanes) {
-    const f32x16 a = lanes.load(x + i);
-    squares = fma(a, a, squares);
+  with_type(x, [&](const auto* from) {
+    for_lanes(n, [&](int64_t i, auto lanes) {
+      const f32x16 a = lanes.load(from + i);
+      squares = fma(a, a, squares);
+      lanes.store(out + i, a);
+    });
   });
   const f32x16 inverse = set1_f32(1.0f / std::sqrt(reduce_add(squares) / static_cast<float>(n) + eps));
   const f32x16 shift = set1_f32(offset);
-  for_lanes(n, [&](int64_t i, auto lanes) {
-    lanes.store(out + i, mul(mul(lanes.load(x + i), inverse), add(lanes.load(weight + i), shift)));
+  with_type(weight, [&](const auto* gain) {
+    for_lanes(n, [&](int64_t i, auto lanes) {
+      lanes.store(out + i, mul(mul(lanes.load(out + i), inverse), add(lanes.load(gain + i), shift)));
+    });
+  });
+}
+
+void add_rows(const float* a, layout::ConstElements b, int64_t n, layout::Elements out) {
+  with_type(out, [&]<class T>(T* to) {
+    const T* from = static_cast<const T*>(b.data);
+    for_lanes(n, [&](int64_t i, auto lanes) { lanes.store(to + i, add(lanes.load(a + i), lanes.load(from + i))); });
   });
 }
 
