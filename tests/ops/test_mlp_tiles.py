@@ -1,8 +1,8 @@
 """The MLP block with many rows: a task makes 256 columns of the rows that `down` reads (csrc/drivers/gated.h).
 
-It does so from 17 rows on where each thread has 8 tasks, one for 256 columns and 256 (AMX) or 120 rows; with more threads
-the same call goes the way of few rows. Sizes here are chosen by that: with 600 rows, 700 columns are enough for one
-thread, 1537 for two and 2001 for three, none for four.
+It does so from 17 rows on where each thread has 8 tasks, one for 256 columns and 256 (AMX) or 120 rows; with more
+threads the same call goes the way of few rows. Sizes here are chosen by that: with 600 rows and AMX, 700 columns are
+enough for one thread, 1537 for two and 2001 for three, none for four.
 """
 
 import pytest
