@@ -1,6 +1,6 @@
 // Working memory of one op call, carved from a block that each calling thread keeps between calls: a decode step
-// allocates nothing. Blocks above kKeepBytes are given back after the call: 128 MiB hold a prefill of 512 rows of
-// models up to 24 k inner features, whose pages would otherwise be mapped and zeroed again in every layer.
+// allocates nothing. Blocks above kKeepBytes are given back after the call: 128 MiB hold what an MLP of up to 24 k
+// inner features takes at a time in bf16, whose pages would otherwise be mapped and zeroed again in every layer.
 #pragma once
 #include <cstddef>
 #include <cstdint>
