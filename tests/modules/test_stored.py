@@ -250,7 +250,7 @@ def test_a_broken_header(saved, where):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: r.update(version=99), "expected version 2, got 99"),
+        (lambda r: r.update(version=99), "expected version 3, got 99"),
         (lambda r: r.pop("files"), "expected bytes and sha256"),
         (lambda r: r.pop("model"), "model: expected an object"),
         (lambda r: r["model"].update(architecture="Popen"), "expected a class of transformers, got 'Popen'"),

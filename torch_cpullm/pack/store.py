@@ -32,7 +32,7 @@ _MULTIPLIER = ":multiplier"  # no module's name has a colon
 RECORD, CONFIG = "torch_cpullm.json", "config.json"
 PACKED, OTHER = "packed.safetensors", "other.safetensors"
 _FILES = (CONFIG, PACKED, OTHER)
-VERSION = 2
+VERSION = 3
 ALIGNMENT = 64
 _HASHED_AT_A_TIME = 1 << 22
 
