@@ -23,7 +23,7 @@ class WeightFormat:
         activation: the codes' own type for "f32" and "bf16"; for quantised codes "int8" (per row and group of 256
             inputs, exact integer sums) or "bf16" (codes are widened to bf16 as they are multiplied).
         group: inputs that share a scale: 32, 64 or 128; 0: one scale for each output, "int8" only.
-        asymmetric: "int4" only: a zero point beside each scale.
+        asymmetric: "int4" only: a zero point and a float16 scale for each group. Without, scales have two levels.
     """
 
     codes: Codes
@@ -46,6 +46,11 @@ class WeightFormat:
     def quantized(self) -> bool:
         """Whether the codes are integers."""
         return self.codes in ("int8", "int4")
+
+    @property
+    def two_levels(self) -> bool:
+        """Whether a group's scale is the step of its block of 256 inputs times a whole number up to 15."""
+        return self.codes == "int4" and not self.asymmetric
 
 
 F32 = WeightFormat("f32", "f32")

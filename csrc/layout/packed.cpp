@@ -152,6 +152,11 @@ float unpack_element(const PackedView& packed, const uint8_t* strip, const Block
   }
   if (!format.group) return static_cast<float>(code);
   float16 scale;
+  if (has_two_levels(format)) {
+    std::memcpy(&scale, strip + column * 2, sizeof scale);
+    const int multiplier = static_cast<int8_t>(strip[kMultipliersOffset + entry]);
+    return static_cast<float>(code * multiplier) * to_float(scale);
+  }
   std::memcpy(&scale, strip + entry * 2, sizeof scale);
   return static_cast<float>(code) * to_float(scale);
 }

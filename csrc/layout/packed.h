@@ -10,9 +10,10 @@
 //
 //   value of weight[n][k] = (code - zero) * group scale (1 without groups) * column scale[n] * multiplier[k]
 //
-// The column scale is absmax / 127 without groups; with groups it is a power of two that brings the group scales of the
-// column into (0, 1], where f16 keeps 11 bits of them whatever the weights' magnitude.
-// The multiplier belongs to the input: y = W x = (W / m) (m x). A channel whose activations are far larger than its
+// The group scale of symmetric int4 is the block's step times the group's own small multiplier (layout/panel.h).
+// The column scale is absmax / 127 without groups; with groups it is a power of two that brings the group scales (or
+// steps) of the column into (0, 1], where f16 keeps 11 bits of them whatever the weights' magnitude.
+// The multiplier[k] belongs to the input: y = W x = (W / m) (m x). A channel whose activations are far larger than its
 // neighbours' is divided there and multiplied here, so that neither side's rounding suffers (SmoothQuant, arXiv
 // 2211.10438, section 4; AWQ, arXiv 2306.00978, section 3.2). It lies in the weight and not in the norm before it, so
 // that no other module of the model changes.

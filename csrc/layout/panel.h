@@ -3,8 +3,11 @@
 //   panels   | panel 0 | panel 1 | ... panel ceil(N/64)-1 |
 //   panel    | block 0 | block 1 | ...                      as deep as kBlockLines lines of the format:
 //   block    | strip 0 | strip 1 | strip 2 | strip 3 |      columns 0-15, 16-31, 32-47, 48-63 of the panel
-//   strip    | scales f16 [groups][16] | zeros u8 [groups][16] | line 0 | line 1 | ...   each part in whole lines
-//                    grouped codes         asymmetric codes
+//   strip    | head | line 0 | line 1 | ...
+//   head     | step f16 [16] | multiplier s8 [groups][16] |        symmetric int4, as a whole in whole lines
+//            | scale f16 [groups][16] |                            grouped int8, in whole lines
+//            | scale f16 [groups][16] | zero u8 [groups][16] |     asymmetric int4, each part in whole lines
+//            (nothing)                                             codes without groups
 //
 // A line is 64 bytes: 16 columns with 4 bytes each, column n's at 4n. It holds, of k = first .. first + per line - 1,
 //
@@ -12,8 +15,13 @@
 //   f32         1             64       weight[n][k]                                                  4 KiB
 //   bf16        2            128       weight[n][k], weight[n][k+1]                                  4 KiB
 //   int8        4            256       code + 128, unsigned: the first operand of vpdpbusd           4 KiB (+ scales)
-//   int4        8            256       byte j = code[k+j] + 8 | (code[k+4+j] + 8) << 4               2 KiB + scales
+//   int4        8            256       byte j = code[k+j] + 8 | (code[k+4+j] + 8) << 4               2 KiB + head
 //                                      (asymmetric: the unsigned code itself, its zero beside the scale)
+//
+// Symmetric int4 has scales of two levels: value = step[block] * multiplier[group] * code. |multiplier| <= 15, so that
+// multiplier * code is in -120..120, a signed byte, and a block of 256 k is one integer product however small its
+// groups are (progressive group quantisation, QServe, arXiv 2405.04532, section 4). A head of groups of 32 takes 192
+// bytes, where f16 scales took 256: 4.375 bits a weight.
 //
 // Why strips: a kernel holds 16 rows x 16 columns in registers, so with up to 16 rows every line is read once, in
 // address order, and used for all of them; memory and arithmetic overlap. (With the 64 columns of a step side by side,
@@ -38,7 +46,7 @@ enum class Activation : uint8_t { f32 = 0, bf16 = 1, int8 = 2 };
 struct WeightFormat {
   Codes codes;
   Activation activation;
-  bool asymmetric;  // int4 only: value = (code - zero) * scale, code 0..15
+  bool asymmetric;  // int4 only: value = (code - zero) * scale, code 0..15; else code -8..7 with two levels of scales
   int32_t group;    // k that share a scale; 0: all of a column
 
   bool operator==(const WeightFormat&) const = default;
@@ -64,6 +72,7 @@ constexpr int64_t depth_per_line(Codes codes) { return int64_t{1} << static_cast
 constexpr int64_t block_depth(Codes codes) { return codes == Codes::f32 ? 64 : codes == Codes::bf16 ? 128 : 256; }
 constexpr int64_t panel_count(int64_t columns) { return ceil_div(columns, kPanelColumns); }
 constexpr bool is_quantized(Codes codes) { return codes == Codes::int8 || codes == Codes::int4; }
+constexpr bool has_two_levels(const WeightFormat& format) { return format.codes == Codes::int4 && !format.asymmetric; }
 constexpr int64_t padded_depth(const WeightFormat& format, int64_t depth) {
   return round_up(depth, format.group ? format.group : depth_per_line(format.codes));
 }
@@ -71,11 +80,17 @@ constexpr int64_t groups_in(const WeightFormat& format, int64_t depth) {
   return format.group ? depth / format.group : 0;
 }
 
+// Behind the steps of a strip.
+constexpr int64_t kMultipliersOffset = kStripColumns * 2;
+constexpr int kMostMultiplier = 15;
+
 // Of a strip that holds `depth` k (a whole number of groups, at most a block's).
 constexpr int64_t zeros_offset(const WeightFormat& format, int64_t depth) {
   return round_up(groups_in(format, depth) * kStripColumns * 2, kLineBytes);
 }
 constexpr int64_t lines_offset(const WeightFormat& format, int64_t depth) {
+  if (has_two_levels(format))
+    return round_up(kMultipliersOffset + groups_in(format, depth) * kStripColumns, kLineBytes);
   const int64_t zeros = format.asymmetric ? round_up(groups_in(format, depth) * kStripColumns, kLineBytes) : 0;
   return zeros_offset(format, depth) + zeros;
 }

@@ -13,6 +13,7 @@ from torch_cpullm.testing.formats import FORMATS
 from torch_cpullm.testing.guard import guarded
 
 SHAPES = [(1, 1), (63, 255), (64, 256), (65, 257), (128, 512), (100, 70), (33, 1030)]
+TWO_LEVELS = [name for name, format in FORMATS.items() if format.two_levels and format.activation == "int8"]
 QUANTIZED = [name for name, format in FORMATS.items() if format.quantized and format.activation == "int8"]
 
 
@@ -48,6 +49,9 @@ def test_given_scales_are_used(name):
     format = FORMATS[name]
     groups = -(-300 // format.group) if format.group else 1
     scale = (torch.rand(70, groups) + 0.5).half().float() / 1024
+    if format.two_levels:
+        multiplier = torch.randint(-15, 16, (70, groups))
+        scale = multiplier * scale[:, :1].expand(70, groups)
     zero = torch.randint(0, 16, (70, groups)).float() if format.asymmetric else torch.zeros(70, groups)
     low, high = (-127, 127) if format.codes == "int8" else (0, 15) if format.asymmetric else (-8, 7)
     wide = format.group or 300
@@ -55,6 +59,40 @@ def test_given_scales_are_used(name):
     weight = (codes - zero.repeat_interleave(wide, 1)[:, :300]) * scale.repeat_interleave(wide, 1)[:, :300]
     packed = ops.pack(weight, None, format, None, ops.Scales(scale, zero if format.asymmetric else None))
     assert torch.equal(ops.unpack(packed), weight)
+
+
+@pytest.mark.parametrize("name", TWO_LEVELS)
+def test_given_scales_without_a_common_step_become_neighbours(name):
+    """Fifteenths of the block's largest, or the smallest of them; NaN takes its own output and no other."""
+    format, weight = FORMATS[name], torch.randn(70, 600)
+    groups = -(-600 // format.group)
+    given = torch.randn(70, groups) * torch.randn(70, groups).exp()
+    given[4] = 0.0
+    packed = ops.pack(weight, None, format, None, ops.Scales(given))
+    stored = decode(packed).scale_NG * decode(packed).column_scale_N[:, None]
+    for ours, theirs in zip(stored.split(256 // format.group, 1), given.split(256 // format.group, 1), strict=True):
+        assert torch.equal(ours.sign(), theirs.sign())
+        step = theirs.abs().amax(1, keepdim=True).clamp(min=1e-9) / 15
+        size, ideal = ours.abs() / step, (theirs.abs() / step).clamp(min=1)
+        assert ((size - ideal).abs() < 0.51)[[0, 1, 2, 3, *range(5, 70)]].all()
+        assert ((size - size.round()).abs() <= 15 * 2**-11).all()
+    given[2, -1] = float("nan")
+    spoilt = ops.unpack(ops.pack(weight, None, format, None, ops.Scales(given)))
+    assert spoilt[2].isnan().any()
+    assert torch.equal(spoilt[[0, 1, *range(3, 70)]], ops.unpack(packed)[[0, 1, *range(3, 70)]])
+
+
+@pytest.mark.parametrize("name", TWO_LEVELS)
+def test_every_block_has_its_own_step(name):
+    """Blocks of other magnitudes, the last of them short, and quiet groups beside loud ones keep their proportions."""
+    magnitude = torch.tensor([1.0, 1e-3, 40.0]).repeat_interleave(256)[:600]
+    weight = torch.randn(64, 600) * magnitude
+    error = (ops.unpack(ops.pack(weight, None, FORMATS[name])) - weight).split(256, 1)
+    for part, block in zip(error, weight.split(256, 1), strict=True):
+        assert part.norm() < 0.13 * block.norm()
+    weight[:, :128] *= 1 / 15
+    back = ops.unpack(ops.pack(weight, None, FORMATS[name]))
+    assert (back - weight)[:, :128].norm() < 0.2 * weight[:, :128].norm()
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -138,7 +176,7 @@ def test_same_bytes_for_any_thread_count(name):
 def test_bytes_per_weight(format):
     """What decoding has to read: codes and scales of whole groups, four bytes for each output, no more than a page."""
     packed = ops.pack(torch.randn(2048, 4096), None, format)
-    bits = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4.5}[format.codes]
+    bits = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4.375}[format.codes]
     assert 0 <= packed.numel() - 2048 * 4096 * bits / 8 <= 4096 * 2 + 2 * 4096
 
 
@@ -161,7 +199,7 @@ def _altered(
     [
         (torch.zeros(10, dtype=torch.uint8), "shorter than a header"),
         (torch.zeros(4096, dtype=torch.uint8), "does not begin with the mark"),
-        (_altered(8, "<I", 1), "another version of the layout"),
+        (_altered(8, "<I", 2), "another version of the layout"),
         (_altered(12, "<B", 9), "unknown format"),
         (_altered(13, "<B", 9), "unknown format"),
         (_altered(13, "<B", 0), "float32 activations"),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_cpullm.formats import INT8
+from torch_cpullm.formats import INT8, WeightFormat
 from torch_cpullm.ops import linear as ops
 from torch_cpullm.reference import linear as reference
 from torch_cpullm.reference.packed import decode
@@ -108,6 +108,35 @@ def test_int4_integers_are_exact(name):
         scales = ops.Scales(torch.ones(columns, groups), zero if format.asymmetric else None)
         got = ops.linear(x, ops.pack(weight, None, format, None, scales))
         assert torch.equal(got.double(), x.double() @ weight.double().T), (rows, columns, depth)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("rows", [1, 4, 5, 12, 13, 17, 33, 64])
+def test_extremes_of_two_levels_are_exact(group, rows):
+    """|code * multiplier| = 120 under activations of 127: 256 * 120 * 127 is the largest sum there is."""
+    depth, columns = 3 * 256 - group, 70
+    code = torch.full((columns, depth), -8.0)
+    code[1::4], code[2::4] = 7.0, torch.randint(-8, 8, (depth,)).float()
+    multiplier = torch.full((columns, depth // group), 15.0)
+    multiplier[::3] = -15.0
+    multiplier[5::7, ::2] = 1.0
+    scale = multiplier / 64
+    weight = code * scale.repeat_interleave(group, 1)
+    packed = ops.pack(weight, None, WeightFormat("int4", "int8", group), None, ops.Scales(scale))
+    assert torch.equal(ops.unpack(packed), weight)
+    x = torch.full((rows, depth), 127.0)
+    x[1::2] = -127.0
+    x[2::3, 1::2] = torch.randint(-127, 128, (depth // 2,)).float()
+    assert torch.equal(ops.linear(x, packed).double(), x.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("name", [name for name, format in FORMATS.items() if format.two_levels])
+def test_any_number_of_rows_has_the_bits_of_one(name):
+    packed = ops.pack(torch.randn(130, 608) * torch.randn(130, 608).exp(), None, FORMATS[name])
+    x = torch.randn(40, 608)
+    alone = torch.cat([ops.linear(row[None], packed) for row in x])
+    for rows in range(1, 41):
+        assert torch.equal(ops.linear(x[:rows], packed), alone[:rows])
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from torch_cpullm.modules.calibrate import grid_of, storable
+from torch_cpullm.ops.linear import Scales, pack, unpack
 from torch_cpullm.pack.gptq import Grid, Hessian, solve
+from torch_cpullm.testing.formats import FORMATS
 
 SYMMETRIC = Grid(lowest=-8, highest=7, symmetric=True)
 ASYMMETRIC = Grid(lowest=0, highest=15, symmetric=False)
@@ -18,7 +21,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def half(scale_NG):
+def half(_, scale_NG):
     return scale_NG.half().float()
 
 
@@ -44,7 +47,7 @@ def assert_on_grid(solution, grid, group_size):
     scale_NK, zero_NK = (per_column(value, group_size, depth) for value in (solution.scale_NG, solution.zero_NG))
     assert solution.weight_NK.isfinite().all()
     assert (solution.weight_NK[scale_NK == 0] == 0).all()
-    assert torch.equal(solution.scale_NG, half(solution.scale_NG))
+    assert torch.equal(solution.scale_NG, half(None, solution.scale_NG))
     code_NK = torch.where(scale_NK == 0, 0.0, solution.weight_NK / scale_NK).round() + zero_NK
     assert torch.equal((code_NK - zero_NK) * scale_NK, solution.weight_NK)
     assert code_NK.min() >= grid.lowest
@@ -176,7 +179,9 @@ def test_the_largest_value_takes_the_odd_code_of_either_sign():
 
 
 def test_a_scale_that_overflows_is_not_taken():
-    solution = solve(torch.randn(4, 64), torch.eye(64), SYMMETRIC, 32, lambda scale: torch.full_like(scale, torch.inf))
+    solution = solve(
+        torch.randn(4, 64), torch.eye(64), SYMMETRIC, 32, lambda _, scale: torch.full_like(scale, torch.inf)
+    )
     assert (solution.scale_NG == 0).all()
     assert (solution.weight_NK == 0).all()
 
@@ -194,13 +199,38 @@ def test_arguments_stay_as_they_are_and_twice_is_the_same():
 def test_scales_are_asked_for_as_columns_and_progress_is_told():
     shapes, told = set(), []
 
-    def representable(scale_NG):
-        shapes.add(tuple(scale_NG.shape))
-        return half(scale_NG)
+    def representable(largest_NG, scale_NG):
+        shapes.update((tuple(scale_NG.shape), tuple(largest_NG.shape)))
+        return half(None, scale_NG)
 
     solve(torch.randn(4, 80), torch.eye(80), SYMMETRIC, 32, representable, advance=lambda *done: told.append(done))
     assert shapes == {(4, 1)}
     assert told == [(32, 80), (64, 80), (80, 80)]
+
+
+def test_groups_of_a_span_are_told_its_largest_weight():
+    weight_NK, told = torch.randn(4, 80), []
+
+    def representable(largest_N1, scale_N1):
+        told.append(largest_N1[:, 0].clone())
+        return half(None, scale_N1)
+
+    grid = Grid(lowest=-8, highest=7, symmetric=True, span=32)
+    solve(weight_NK, torch.eye(80), grid, 16, representable)  # no correlation: weights stay as they are
+    assert {tuple(each.tolist()) for each in told} == {
+        tuple(span_NK.abs().amax(dim=1).tolist()) for span_NK in weight_NK.split(32, dim=1)
+    }
+
+
+@pytest.mark.parametrize("format", [format for format in FORMATS.values() if format.quantized], ids=str)
+@pytest.mark.parametrize("depth", [30, 256, 700])
+def test_the_answer_is_stored_exactly(format, depth):
+    weight_NK = torch.randn(70, depth) * torch.randn(70, depth).exp()
+    weight_NK[3, :40], weight_NK[5] = 0.0, 0.0
+    grid = grid_of(format)
+    solution = solve(weight_NK, gram(correlated(400, depth)), grid, format.group, storable(format))
+    scales = Scales(solution.scale_NG, solution.zero_NG if format.asymmetric else None)
+    assert torch.equal(unpack(pack(solution.weight_NK, None, format, None, scales)), solution.weight_NK)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

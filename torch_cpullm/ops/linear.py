@@ -48,9 +48,12 @@ def pack(
         weight_NK: any floating dtype, [outputs, inputs].
         bias_N: any floating dtype, or None.
         format: "int8": scale = absmax / 127 per output or group, ties to even. "int4": of five scales for each group
-            the one with the smallest squared error; scales are stored as float16 beside a power of two per output.
+            the one with the smallest squared error. Scales are stored as float16 beside a power of two per output;
+            those of symmetric "int4" are whole multiples, up to 15, of one such step for each 256 inputs.
         multiplier_K: positive factors that are taken out of the weight and put on x (csrc/layout/packed.h).
-        scales: to be used instead of those; codes are still rounded to nearest on them.
+        scales: to be used instead of those, rounded to what is stored; codes are still rounded to nearest on them.
+            Scales that are whole multiples, up to 15, of a number of 11 bits in each block of 256 inputs are stored
+            exactly by symmetric "int4".
 
     Returns:
         uint8 [bytes], opaque and self-describing; safe to copy, save and map.
@@ -169,6 +172,8 @@ def _(
 
     def strip_bytes(k: int) -> int:
         groups = k // group if group else 0
+        if codes == "int4" and not asymmetric:
+            return _lines(32 + groups * 16) + k // per_line * 64
         return _lines(groups * 32) + (_lines(groups * 16) if asymmetric else 0) + k // per_line * 64
 
     panels = (columns + 63) // 64

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -41,6 +42,12 @@ class Grid:
     lowest: int  # -8 symmetric, 0 asymmetric (int4); -127 (int8)
     highest: int  # 7 symmetric, 15 asymmetric (int4); 127 (int8)
     symmetric: bool  # symmetric grids have zero 0
+    span: int = 0  # columns, whole groups, whose scales must fit one another to be stored; 0: each group for itself
+
+
+# From the largest magnitude [N, 1] of the weights in a span as the solve reaches it, and scales [N, 1] of one of its
+# groups, to scales that can be stored. The magnitude is the same for all groups of a span: they can be fitted by it.
+Representable = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def solve(
     hessian_KK: torch.Tensor,
     grid: Grid,
     group_size: int,
-    representable: Callable[[torch.Tensor], torch.Tensor],
+    representable: Representable,
     damping: float = 0.01,
     advance: Callable[[int, int], None] | None = None,
 ) -> Solution:
@@ -94,8 +101,8 @@ def solve(
 
     G = ceil(K / group_size) groups of columns, the last perhaps short; group_size 0 makes the row one group. A group's
     scales are chosen when the solve reaches it, from weights that carry all earlier errors (with group_size 0, from the
-    weights as they came). `representable` rounds scales float32 [N, 1] to those the packed format can store.
-    `advance(columns done, K)` is called after each group.
+    weights as they came). `representable` rounds float32 scales to those the packed format can store. `advance(columns
+    done, K)` is called after each group.
 
     `damping`, relative to the mean of H's diagonal, is added to the diagonal. Where H cannot be factored even so, it is
     raised tenfold, up to 1; after that, and where H is zero, every weight is rounded to nearest, with scales chosen in
@@ -109,21 +116,27 @@ def solve(
     weight_KN = weight_NK.float().T.contiguous()  # a step reads and writes whole columns
     rounded_KN, error_KN = torch.empty_like(weight_KN), torch.empty_like(weight_KN)
     scales, zeros = [], []
-    for start in range(0, depth, group_size or depth):
-        stop = min(start + (group_size or depth), depth)
-        group_KN = weight_KN[start:stop] + feedback_KK[:start, start:stop].T @ error_KN[:start]
-        scale_N, zero_N = _choose(group_KN, curvature_K[start:stop], grid, representable)
-        for left in range(start, stop, _BLOCK):
-            right = min(left + _BLOCK, stop)
-            group_KN[left - start : right - start] += feedback_KK[start:left, left:right].T @ error_KN[start:left]
-            for column in range(left, right):
-                target_N = group_KN[column - start] + feedback_KK[left:column, column] @ error_KN[left:column]
-                rounded_KN[column] = _nearest(target_N, scale_N, zero_N, grid)
-                error_KN[column] = weight_KN[column] - rounded_KN[column]
-        scales.append(scale_N)
-        zeros.append(zero_N)
-        if advance is not None:
-            advance(stop, depth)
+    width = group_size or depth
+    for first in range(0, depth, grid.span or width):
+        end = min(first + (grid.span or width), depth)
+        span_KN = weight_KN[first:end] + feedback_KK[:first, first:end].T @ error_KN[:first]
+        largest_N1 = span_KN.abs().amax(dim=0)[:, None]
+        for start in range(first, end, width):
+            stop = min(start + width, end)
+            group_KN = span_KN[start - first : stop - first]
+            group_KN += feedback_KK[first:start, start:stop].T @ error_KN[first:start]
+            scale_N, zero_N = _choose(group_KN, curvature_K[start:stop], grid, partial(representable, largest_N1))
+            for left in range(start, stop, _BLOCK):
+                right = min(left + _BLOCK, stop)
+                group_KN[left - start : right - start] += feedback_KK[start:left, left:right].T @ error_KN[start:left]
+                for column in range(left, right):
+                    target_N = group_KN[column - start] + feedback_KK[left:column, column] @ error_KN[left:column]
+                    rounded_KN[column] = _nearest(target_N, scale_N, zero_N, grid)
+                    error_KN[column] = weight_KN[column] - rounded_KN[column]
+            scales.append(scale_N)
+            zeros.append(zero_N)
+            if advance is not None:
+                advance(stop, depth)
     return Solution(rounded_KN.T.contiguous(), torch.stack(scales, dim=1), torch.stack(zeros, dim=1))
 
 
@@ -168,7 +181,7 @@ def _factor(hessian_KK: torch.Tensor, damping: float) -> tuple[torch.Tensor, tor
 
 
 def _choose(
-    group_KN: torch.Tensor, curvature_K: torch.Tensor, grid: Grid, representable: Callable[[torch.Tensor], torch.Tensor]
+    group_KN: torch.Tensor, curvature_K: torch.Tensor, grid: Grid, fitting: Callable[[torch.Tensor], torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale and zero, float32 [N], with the least loss when the columns of a group are rounded by themselves.
 
@@ -179,7 +192,7 @@ def _choose(
     best_N = curvature_K @ group_KN.square()  # of scale 0, which stays where nothing is better: a group of zeros
     scale_N, zero_N = torch.zeros_like(best_N), torch.zeros_like(best_N)
     for exact_N, low_N in _candidates(group_KN, grid):
-        tried_N = representable(exact_N[:, None])[:, 0].float()
+        tried_N = fitting(exact_N[:, None])[:, 0].float()
         offset_N = torch.zeros_like(tried_N)
         if not grid.symmetric:
             offset_N = torch.round(grid.lowest - low_N / _divisor(tried_N)).clamp_(grid.lowest, grid.highest)

@@ -10,6 +10,7 @@ from torch_cpullm.formats import WeightFormat
 
 ACTIVATION_GROUP = 256  # csrc/layout/panel.h, kActivationGroup
 _SYMMETRIC_STEPS = (8.0, 7.5, 8.5, 9.0, 9.5)  # csrc/drivers/pack.cpp
+_MOST_MULTIPLIER = 15  # csrc/layout/panel.h
 _RANGE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
@@ -19,7 +20,7 @@ class DenseWeight:
 
     Attributes:
         steps_NK: codes minus zero points, whole numbers (or the float weight itself), float32.
-        scale_NG: float32; ones without groups.
+        scale_NG: float32, exact also where it is a step times a multiplier; ones without groups.
         column_scale_N: float32; ones for float weights.
         multiplier_K: float32, or None.
     """
@@ -76,9 +77,23 @@ def _candidates(group_NGk: torch.Tensor, format: WeightFormat) -> list[tuple[tor
             zero = torch.round(-low * share / scale).clamp(0.0, 15.0)
             found.append((scale, torch.where(scale > 0, zero, none)))
     else:
-        peak = torch.where(high > -low, high, low)
-        found = [(peak / -steps, none) for steps in _SYMMETRIC_STEPS]
+        return [(scale, none) for scale in _multiples(torch.where(high > -low, high, low), format.group)]
     return [(scale.half().float(), zero) for scale, zero in found]
+
+
+def _multiples(peak_NG1: torch.Tensor, group: int) -> list[torch.Tensor]:
+    """Scales to choose from where there are two levels, by each group's value of largest magnitude, with its sign."""
+    columns, groups, _ = peak_NG1.shape
+    each = ACTIVATION_GROUP // group
+    blocks_NBg = torch.nn.functional.pad(peak_NG1[..., 0], (0, -groups % each)).view(columns, -1, each)
+    step_NB = (blocks_NBg.abs().amax(-1) / (8.0 * _MOST_MULTIPLIER)).half().float()
+    step_NG1 = step_NB.repeat_interleave(each, 1)[:, :groups, None]
+    found = []
+    for steps in _SYMMETRIC_STEPS:
+        ratio = torch.where(step_NG1 > 0, peak_NG1 / (step_NG1 * -steps), 0.0)
+        size = ratio.abs().round().clamp(1, _MOST_MULTIPLIER)
+        found.append(torch.where(ratio == 0, 0.0, torch.copysign(size, ratio)) * step_NG1)
+    return found
 
 
 def quantize(weight_NK: torch.Tensor, format: WeightFormat) -> DenseWeight:
@@ -94,7 +109,8 @@ def quantize(weight_NK: torch.Tensor, format: WeightFormat) -> DenseWeight:
     if not format.group:
         scale_N = _absmax(weight_NK) / 127.0
         return DenseWeight(format, _steps(weight_NK, scale_N[:, None], torch.zeros(1), lowest, highest), ones, scale_N)
-    column_scale_N = _power_of_two_from(_absmax(weight_NK) / (127.0 if format.codes == "int8" else 7.0))
+    of_absmax = 127.0 if format.codes == "int8" else 8.0 * _MOST_MULTIPLIER if format.two_levels else 7.0
+    column_scale_N = _power_of_two_from(_absmax(weight_NK) / of_absmax)
     missing = -depth % format.group
     padded_NK = torch.nn.functional.pad(weight_NK / column_scale_N[:, None], (0, missing))
     group_NGk = padded_NK.view(columns, -1, format.group)

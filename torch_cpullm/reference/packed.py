@@ -36,8 +36,13 @@ def decode(packed: torch.Tensor) -> DenseWeight:
                 rows = slice(panel * 64 + strip * 16, panel * 64 + strip * 16 + 16)
                 zero = 0.0 if format.asymmetric else {"int8": 128.0, "int4": 8.0}.get(format.codes, 0.0)
                 zero_16k: torch.Tensor | float = zero
-                if format.group:
-                    groups = k // format.group
+                groups = k // format.group if format.group else 0
+                if format.two_levels:
+                    step_16 = packed[at : at + 32].clone().view(torch.float16).float()
+                    multiplier_G16 = packed[at + 32 : at + 32 + 16 * groups].view(torch.int8).float().view(groups, 16)
+                    scale[rows, first // format.group : first // format.group + groups] = (multiplier_G16 * step_16).T
+                    at += -(-(32 + 16 * groups) // 64) * 64
+                elif format.group:
                     scale_G16 = packed[at : at + 32 * groups].clone().view(torch.float16).float().view(groups, 16)
                     scale[rows, first // format.group : first // format.group + groups] = scale_G16.T
                     at += -(-32 * groups // 64) * 64

@@ -1,4 +1,5 @@
-// Codes whose groups have scales, on AMX. Included by linear_amx.cpp inside its target region.
+// Codes whose groups have f16 scales (grouped int8, asymmetric int4), on AMX. Included by linear_amx.cpp inside its
+// target region.
 //
 // A block's codes become signed bytes without their zero point, once for all rows (16 KiB that stay in L1). Then, for
 // each 16 rows x 16 columns, group by group:
@@ -26,17 +27,14 @@ struct WidenS8 {
   static u8x64 zero(const uint8_t*) { return _mm512_set1_epi8(-128); }
   static void widen(u8x64 line, u8x64 zero, uint8_t* to) { store_u8(to, _mm512_sub_epi8(line, zero)); }
 };
-struct WidenU4 {
+struct WidenU4Zero {
   static constexpr int64_t kLines = 2;
-  static u8x64 zero(const uint8_t*) { return _mm512_set1_epi8(8); }
+  static u8x64 zero(const uint8_t* of_columns) {
+    return mul_i16(load_as_i32(of_columns), set1_i32(0x01010101));  // each column's in all of its four bytes
+  }
   static void widen(u8x64 line, u8x64 zero, uint8_t* to) {
     store_u8(to, _mm512_sub_epi8(low_nibbles(line), zero));
     store_u8(to + layout::kLineBytes, _mm512_sub_epi8(high_nibbles(line), zero));
-  }
-};
-struct WidenU4Zero : WidenU4 {
-  static u8x64 zero(const uint8_t* of_columns) {
-    return mul_i16(load_as_i32(of_columns), set1_i32(0x01010101));  // each column's in all of its four bytes
   }
 };
 

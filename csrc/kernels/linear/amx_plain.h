@@ -39,7 +39,7 @@ struct TileBlock {
   int64_t next;          // bytes to the following strip
   int64_t steps;         // registers a strip fills
   const uint8_t* fetch;  // what to prefetch, of each strip: `fetch_lines` lines a step
-  int64_t fetch_lines;
+  int64_t fetch_lines, fetch_next;
 };
 
 // A tile load that misses the caches waits for each line; ordinary loads do not, and the hardware prefetches for them:
@@ -56,10 +56,10 @@ inline void add_step(const TileBlock& t, int64_t row, int64_t strip, int64_t k) 
   if constexpr (Strips == 1) {
     touch(weight);
   } else {
-    const uint8_t* fetch = t.fetch + strip * t.next + k * t.fetch_lines * layout::kLineBytes;
+    const uint8_t* fetch = t.fetch + strip * t.fetch_next + k * t.fetch_lines * layout::kLineBytes;
     for (int64_t line = 0; line < t.fetch_lines; ++line) {
 #pragma GCC unroll 2
-      for (int s = 0; s < Strips; ++s) __builtin_prefetch(fetch + s * t.next + line * layout::kLineBytes, 0, 2);
+      for (int s = 0; s < Strips; ++s) __builtin_prefetch(fetch + s * t.fetch_next + line * layout::kLineBytes, 0, 2);
     }
   }
   tile_load<6>(weight, layout::kLineBytes);
@@ -105,64 +105,85 @@ struct PlainBf16 {
   static void finish(Sums&) {}
 };
 
-// Integer sums of a block become floats while the next ones are multiplied: c = fma(act_scale, sum, c).
+// Integer sums of a block that become floats while the next ones are multiplied.
+template <class Finish>
+struct WaitingSums {
+  alignas(64) int32_t values[kAmxPair][2 * kTileRows];
+  Finish finish;
+  float* c;
+  int64_t rows = 0;
+};
+
+template <int Strips, class Finish>
+inline void finish_rows(const WaitingSums<Finish>& sums, int64_t from, int64_t to) {
+  if (from >= sums.rows) return;
+  const auto finish = sums.finish.template of_strips<Strips>();
+  for (int64_t r = from; r < std::min(to, sums.rows); ++r) {
+#pragma GCC unroll 2
+    for (int s = 0; s < Strips; ++s) {
+      float* c = sums.c + r * layout::kPanelColumns + s * kTileRows;
+      store_f32(c, finish(r, s, load_i32(sums.values[r] + s * kTileRows), load_f32(c)));
+    }
+  }
+}
+
+// One or two row tiles and strips of a block; the sums that waited are finished meanwhile, and these wait.
+template <class Dot, int RowTiles, int Strips, class Finish>
+inline void multiply_integers(const TileBlock& block, int64_t row, int64_t strip, const kernels::LinearPanel& p,
+                              const Finish& finish, WaitingSums<Finish>& sums) {
+  constexpr int64_t kRow = 2 * kTileRows * sizeof(int32_t), kEach = RowTiles * kTileRows / kBlockTiles;
+  tile_zero<0>();
+  if constexpr (Strips == 2) tile_zero<1>();
+  if constexpr (RowTiles == 2) tile_zero<2>();
+  if constexpr (RowTiles * Strips == 4) tile_zero<3>();
+  for (int64_t k = 0; k < block.steps; ++k) {
+    add_step<Dot, RowTiles, Strips>(block, row, strip, k);
+    finish_rows<Strips>(sums, k * kEach, (k + 1) * kEach);
+  }
+  finish_rows<Strips>(sums, block.steps * kEach, kAmxPair);
+  auto* to = sums.values;
+  tile_store<0>(to[0], kRow);
+  if constexpr (Strips == 2) tile_store<1>(to[0] + kTileRows, kRow);
+  if constexpr (RowTiles == 2) tile_store<2>(to[kTileRows], kRow);
+  if constexpr (RowTiles * Strips == 4) tile_store<3>(to[kTileRows] + kTileRows, kRow);
+  sums.finish = finish;
+  sums.c = p.c + row * layout::kPanelColumns + strip * layout::kStripColumns;
+  sums.rows = std::min(RowTiles * kTileRows, p.rows - row);
+}
+
+// c = fma(act_scale, sum, c), where weights are stored as code + 128.
+struct FinishS8 {
+  const float* act_scale;
+  const int32_t* act_sum;
+
+  template <int>
+  FinishS8 of_strips() const {
+    return *this;
+  }
+  f32x16 operator()(int64_t r, int, i32x16 sum, f32x16 c) const {
+    const i32x16 offset = shift_left(set1_i32(act_sum[r]), 7);
+    return fma(set1_f32(act_scale[r]), to_f32(add(sum, offset)), c);
+  }
+};
+
 struct PlainS8 {
   static constexpr int64_t kBlocks = 1;
   template <int C, int A, int B>
   static void dot() {
     tile_dot_s8_u8<C, A, B>();
   }
-  struct Waiting {
-    const float* act_scale;
-    const int32_t* act_sum;
-    float* c;
-    int64_t rows = 0;
-  };
-  struct Sums {
-    alignas(64) int32_t values[kAmxPair][2 * kTileRows];
-    Waiting waiting;
-  };
-
-  template <int Strips>
-  static void scale(const Sums& sums, int64_t from, int64_t to) {
-    const Waiting w = sums.waiting;
-    for (int64_t r = from; r < std::min(to, w.rows); ++r) {
-      const f32x16 factor = set1_f32(w.act_scale[r]);
-      const i32x16 offset = shift_left(set1_i32(w.act_sum[r]), 7);
-#pragma GCC unroll 2
-      for (int s = 0; s < Strips; ++s) {
-        float* c = w.c + r * layout::kPanelColumns + s * kTileRows;
-        store_f32(c, fma(factor, to_f32(add(load_i32(sums.values[r] + s * kTileRows), offset)), load_f32(c)));
-      }
-    }
-  }
+  using Sums = WaitingSums<FinishS8>;
 
   template <int RowTiles, int Strips>
   static void run(const TileBlock (&blocks)[kBlocks], int64_t, int64_t row, int64_t strip,
                   const kernels::LinearPanel& p, int64_t block, Sums& sums) {
-    constexpr int64_t kRow = 2 * kTileRows * sizeof(int32_t), kEach = RowTiles * kTileRows / kBlockTiles;
-    tile_zero<0>();
-    if constexpr (Strips == 2) tile_zero<1>();
-    if constexpr (RowTiles == 2) tile_zero<2>();
-    if constexpr (RowTiles * Strips == 4) tile_zero<3>();
-    for (int64_t k = 0; k < blocks[0].steps; ++k) {
-      add_step<PlainS8, RowTiles, Strips>(blocks[0], row, strip, k);
-      scale<Strips>(sums, k * kEach, (k + 1) * kEach);
-    }
-    scale<Strips>(sums, blocks[0].steps * kEach, kAmxPair);
-    auto* to = sums.values;
-    tile_store<0>(to[0], kRow);
-    if constexpr (Strips == 2) tile_store<1>(to[0] + kTileRows, kRow);
-    if constexpr (RowTiles == 2) tile_store<2>(to[kTileRows], kRow);
-    if constexpr (RowTiles * Strips == 4) tile_store<3>(to[kTileRows] + kTileRows, kRow);
-    sums.waiting = {p.act_scale + block * p.act_rows + row, p.act_sum + block * p.act_rows + row,
-                    p.c + row * layout::kPanelColumns + strip * layout::kStripColumns,
-                    std::min(RowTiles * kTileRows, p.rows - row)};
+    const int64_t at = block * p.act_rows + row;
+    multiply_integers<PlainS8, RowTiles, Strips>(blocks[0], row, strip, p, FinishS8{p.act_scale + at, p.act_sum + at},
+                                                 sums);
   }
   template <int Strips>
   static void finish(Sums& sums) {
-    scale<Strips>(sums, 0, kAmxPair);
-    sums.waiting.rows = 0;
+    finish_rows<Strips>(sums, 0, kAmxPair);
   }
 };
 
@@ -198,7 +219,8 @@ void plain_pass(const kernels::LinearPanel& p, int64_t first, int64_t last) {
                   whole ? place.strip : kBlockTiles * kTileBytes,
                   layout::ceil_div(place.strip, kTileBytes),
                   nullptr,
-                  whole ? lines : 0};
+                  whole ? lines : 0,
+                  place.strip};
     }
     for (int64_t row = first; row < last; row += kRows) {
       for (int64_t i = 0; i < count; ++i)

@@ -38,6 +38,14 @@ struct Expand {
   }
 };
 
+// Exact for two levels as well: 11 bits times 4.
+inline f32x16 group_scale(const uint8_t* strip, const layout::WeightFormat& format, int64_t entry) {
+  const auto* halves = reinterpret_cast<const layout::float16*>(strip);
+  if (!layout::has_two_levels(format)) return load_as_f32(halves + entry);
+  const auto* multipliers = reinterpret_cast<const int8_t*>(strip + layout::kMultipliersOffset);
+  return mul(load_as_f32(halves), load_as_f32(multipliers + entry));
+}
+
 void linear_expand(const uint8_t* block, const layout::WeightFormat& format, int64_t depth, uint8_t* out) {
   const layout::WeightFormat bf16{layout::Codes::bf16, layout::Activation::bf16, false, 0};
   const int64_t strip_bytes = layout::strip_bytes(format, depth), per_line = layout::depth_per_line(format.codes);
@@ -52,7 +60,7 @@ void linear_expand(const uint8_t* block, const layout::WeightFormat& format, int
       const int64_t entry = format.group ? k / format.group * layout::kStripColumns : 0;
       Expand value{set1_i32(nibbles ? -8 : -128), format.group != 0, zero_f32()};
       if (format.asymmetric) value.offset = mul_i16(load_as_i32(zeros + entry), set1_i32(-1));
-      if (format.group) value.scale = load_as_f32(reinterpret_cast<const layout::float16*>(weight) + entry);
+      if (format.group) value.scale = group_scale(weight, format, entry);
       const u8x64 line = load_u8(lines + k / per_line * layout::kLineBytes);
       const u8x64 first = nibbles ? low_nibbles(line) : line;
       store_bf16_pairs(target, value(first, 0), value(first, 1));

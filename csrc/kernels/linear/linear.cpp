@@ -43,7 +43,7 @@ Table s8_grouped_table[] = {
 };
 
 Table u4_table[] = {
-    {"linear_f32_s8_u4__16x16__amx", "amx", dispatch::kAmxSet, amx::linear_u4},
+    {"linear_f32_s8_u4__32x32__amx", "amx", dispatch::kAmxSet, amx::linear_u4},
     {"linear_f32_s8_u4__12x16__avx512vnni", "avx512", kVnni512, avx512vnni::linear_u4},
     {"linear_f32_s8_u4__3x16__avxvnni", "avx2", kVnni256, avxvnni::linear_u4},
     {"linear_f32_s8_u4__3x16__avx2", "avx2", dispatch::kAvx2Set, avx2::linear_u4},

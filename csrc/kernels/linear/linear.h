@@ -9,7 +9,10 @@
 //            (at 0 in the avx2 kernel, which has no unsigned product and takes the 128 off each weight instead).
 //            No overflow: 256 * 255 * 127 < 2^23.
 // grouped:   exact int32 inside a weight group, part = fma(group scale, sum, part) in group order, and at the end of a
-//            block c = fma(act_scale, part, c). int4 starts a group at -8 * act_sum, asymmetric at -zero * act_sum.
+//            block c = fma(act_scale, part, c). Asymmetric int4 starts a group at -zero * act_sum.
+// two-level: (symmetric int4) S = sum over the block of a * code * multiplier, in int32 or as float: exact, because
+//            |S| <= 256 * 120 * 127 < 2^24. Then c = fma(act_scale, S * step, c), in block order. A group's sum starts
+//            at -8 * act_sum, that of a block of bytes (code * multiplier + 128) at -128 times the block's.
 //
 // Activations lie in blocks as the weights do, 256 bytes a row: f32 values, bf16 values, or s8 codes, zeros beyond K.
 // Behind the last row of the last block there are kRowsBehind more that may be read, whatever they hold. Else nothing
@@ -50,7 +53,8 @@ struct LinearBlocking {
 LinearBlocking linear_blocking(const layout::WeightFormat& format);
 
 // Rounds one block of a quantised weight to bf16: out holds the same k as blocks of the bf16 layout, 16 KiB each. The
-// value is code * group scale (just the code, exactly, without groups); the column scale stays outside.
+// value is code * group scale (just the code, exactly, without groups; with two levels the scale is step * multiplier,
+// which is exact); the column scale stays outside.
 using ExpandFn = void (*)(const uint8_t* block, const layout::WeightFormat& format, int64_t depth, uint8_t* out);
 ExpandFn expand_kernel();
 

@@ -3,6 +3,7 @@
 #define TORCH_CPULLM_AVX512VNNI
 #include "isa/avx512.h"
 #include "kernels/linear/linear_body.h"
+#include "kernels/linear/tile_widened.h"
 
 namespace torch_cpullm::kernels::avx512vnni {
 

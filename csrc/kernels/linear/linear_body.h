@@ -25,19 +25,6 @@ constexpr int64_t kFetchingTiles = 3;
 
 constexpr int64_t kWidenedStrip = layout::kActivationGroup / 4 * layout::kLineBytes;
 
-// Templates in U8 for the ISA files that have no wide tiles, and no store_u8.
-template <class U8>
-void widen_nibbles(const uint8_t* codes, const Strip& s, uint8_t (&to)[layout::kStrips * kWidenedStrip]) {
-  for (int64_t strip = 0; strip < layout::kStrips; ++strip) {
-    uint8_t* out = to + strip * kWidenedStrip;
-    for (int64_t line = 0; line < s.line_count; ++line) {
-      const U8 both = load_u8(codes + strip * s.codes_next + line * layout::kLineBytes);
-      store_u8(out + 2 * line * layout::kLineBytes, low_nibbles(both));
-      store_u8(out + (2 * line + 1) * layout::kLineBytes, high_nibbles(both));
-    }
-  }
-}
-
 // Rows is a template parameter so that the sums are registers; fewer rows take the smaller twin.
 template <class Tile, int Vectors, int Rows>
 void run_rows(const Strip& s, int64_t rows) {
@@ -112,7 +99,7 @@ void run_panel(const kernels::LinearPanel& p) {
         if constexpr (std::is_void_v<Wide>) {
           run_wide(Tile{});
         } else {
-          widen_nibbles<u8x64>(codes, s, widened);
+          WidenedTile<Tile>::widen(p.weight + place.offset, p.format, place, widened);
           codes = widened;
           s.codes_next = kWidenedStrip;
           s.line_count *= 2;

@@ -1,4 +1,7 @@
 // Tiles of codes whose groups have scales: integer sums of a group, then floats of a block. Included by linear_body.h.
+//
+// With two levels of scales the factors of the groups are small integers: the floats of the block are whole numbers up
+// to 256 * 120 * 127 < 2^24, so that nothing is rounded until the block's step multiplies them.
 #pragma once
 #include "kernels/linear/tile_plain.h"
 
@@ -7,6 +10,10 @@ namespace {
 
 // One line of each kind of grouped code: 4 k of int8, or 8 k of int4 in two halves.
 struct GroupedS8 {
+  static constexpr bool kTwoLevels = false;
+  static f32x16 factor(const uint8_t* strip, int64_t group) {
+    return load_as_f32(reinterpret_cast<const layout::float16*>(strip) + group * layout::kStripColumns);
+  }
   template <int Rows, int Vectors, class I32>
   static void add_line(const Strip& s, const uint8_t* weight, const uint8_t* act, I32 (&sum)[Rows][Vectors]) {
     u8x64 w[Vectors];
@@ -29,6 +36,11 @@ struct GroupedS8 {
 };
 
 struct GroupedU4 {
+  static constexpr bool kTwoLevels = true;
+  static f32x16 factor(const uint8_t* strip, int64_t group) {
+    const uint8_t* multipliers = strip + layout::kMultipliersOffset + group * layout::kStripColumns;
+    return load_as_f32(reinterpret_cast<const int8_t*>(multipliers));
+  }
   template <int Rows, int Vectors, class I32>
   static void add_line(const Strip& s, const uint8_t* weight, const uint8_t* act, I32 (&sum)[Rows][Vectors]) {
     u8x64 low[Vectors], high[Vectors];
@@ -60,19 +72,12 @@ struct GroupedU4 {
 };
 
 struct GroupedU4Zero : GroupedU4 {
+  static constexpr bool kTwoLevels = false;
+  static f32x16 factor(const uint8_t* strip, int64_t group) { return GroupedS8::factor(strip, group); }
   template <class I32>
   static I32 start(const Strip& s, int64_t v, int64_t group, int32_t act_sum) {
     const uint8_t* zeros = s.weight + v * s.next + s.zeros + group * layout::kStripColumns;
     return mul_i16(load_as_i32(zeros), set1_i32(act_sum));  // |sum of 128 codes| <= 16256
-  }
-};
-
-// Nibbles widened beforehand: a line is one of int8 codes, with the offset of its own.
-template <class Kind>
-struct WidenedU4 : GroupedS8 {
-  template <class I32>
-  static I32 start(const Strip& s, int64_t v, int64_t group, int32_t act_sum) {
-    return Kind::template start<I32>(s, v, group, act_sum);
   }
 };
 
@@ -118,29 +123,19 @@ struct TileGrouped {
       }
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) {
-        const auto* scales = reinterpret_cast<const layout::float16*>(s.weight + v * s.next);
-        const f32x16 scale = load_as_f32(scales + group * layout::kStripColumns);
+        const f32x16 factor = Kind::factor(s.weight + v * s.next, group);
 #pragma GCC unroll 24
-        for (int r = 0; r < Rows; ++r) part[r][v] = fma(scale, to_f32(sum[r][v]), part[r][v]);
+        for (int r = 0; r < Rows; ++r) part[r][v] = fma(factor, to_f32(sum[r][v]), part[r][v]);
       }
     }
-    add_scaled<Rows, Vectors>(s, part);
+    add_scaled<Rows, Vectors, Kind::kTwoLevels>(s, part);
   }
 };
 
-// Where many rows pass over a block, its nibbles are widened once: for each tile anew they take 24 of 156 vector
-// instructions a group of 32 (6 x 32 tiles: 96 products, 24 conversions and multiply-adds, 12 starts).
+// What multiplies a tile's codes where many rows pass over a block, after they became bytes (tile_widened.h).
 template <class Tile>
 struct WidenedTile {
   using Type = void;
-};
-template <>
-struct WidenedTile<TileGrouped<GroupedU4>> {
-  using Type = TileGrouped<WidenedU4<GroupedU4>>;
-};
-template <>
-struct WidenedTile<TileGrouped<GroupedU4Zero>> {
-  using Type = TileGrouped<WidenedU4<GroupedU4Zero>>;
 };
 
 }  // namespace

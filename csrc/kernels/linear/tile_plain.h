@@ -11,14 +11,14 @@ namespace {
 struct Strip {
   const uint8_t* act;  // [Rows][256]
   const float* act_scale;
-  const int32_t* act_sum;  // minus the sums
-  int64_t sums;            // of a row
-  const uint8_t* weight;   // of the first strip
-  int64_t next;            // bytes to the following one
-  int64_t zeros;           // offset within a strip
-  const uint8_t* codes;    // the first line: a strip's own, or widened
-  int64_t codes_next;      // bytes to the following strip's
-  int64_t line_count, groups, group_lines;
+  const int32_t* act_sum;                   // minus the sums
+  int64_t sums;                             // of a row
+  const uint8_t* weight;                    // of the first strip
+  int64_t next;                             // bytes to the following one
+  int64_t zeros;                            // offset within a strip
+  const uint8_t* codes;                     // the first line: a strip's own, or widened
+  int64_t codes_next;                       // bytes to the following strip's
+  int64_t line_count, groups, group_lines;  // of this block
   // What a streaming tile prefetches of the weights to come: `fetch_step` bytes a line from `fetch` on.
   const uint8_t* fetch;
   int64_t fetch_step;
@@ -68,16 +68,22 @@ inline void store_c(const Strip& s, const f32x16 (&acc)[Rows][Vectors]) {
 
 inline f32x16 to_f32(f32x16 a) { return a; }
 
-// c = fma(act_scale, sum, c)
-template <int Rows, int Vectors, class Sum>
+// c = fma(act_scale, sum, c), or with two levels of scales c = fma(act_scale, sum * step of the block, c).
+template <int Rows, int Vectors, bool TwoLevels, class Sum>
 inline void add_scaled(const Strip& s, const Sum (&sum)[Rows][Vectors]) {
+  f32x16 step[Vectors];
+#pragma GCC unroll 4
+  for (int v = 0; TwoLevels && v < Vectors; ++v)
+    step[v] = load_as_f32(reinterpret_cast<const layout::float16*>(s.weight + v * s.next));
 #pragma GCC unroll 24
   for (int r = 0; r < Rows; ++r) {
     const f32x16 scale = set1_f32(s.act_scale[r]);
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       float* c = s.c + r * layout::kPanelColumns + 16 * v;
-      store_f32(c, fma(scale, to_f32(sum[r][v]), load_f32(c)));
+      f32x16 part = to_f32(sum[r][v]);
+      if constexpr (TwoLevels) part = mul(part, step[v]);
+      store_f32(c, fma(scale, part, load_f32(c)));
     }
   }
 }
@@ -137,9 +143,11 @@ struct TileBf16 {
   }
 };
 
+// Bytes that are 128 above a signed number: the codes of int8, or int4's already multiplied (TwoLevels).
 // Templates in their integer type only so that an ISA file without dot4 may include this header: the name is looked up
 // when it is used.
-struct TileS8 {
+template <bool TwoLevels>
+struct TileBytes {
   static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
   static constexpr bool kFetchesRows = true;
   template <int Rows, int Vectors, class I32 = i32x16>
@@ -147,16 +155,18 @@ struct TileS8 {
     I32 sum[Rows][Vectors];
 #pragma GCC unroll 24
     for (int r = 0; r < Rows; ++r) {
-      const I32 offset = dot4_start(set1_i32(s.act_sum[r]));
+      int32_t act_sum = s.act_sum[r * s.sums];
+      for (int64_t group = 1; group < s.groups; ++group) act_sum += s.act_sum[r * s.sums + group];
+      const I32 offset = dot4_start(set1_i32(act_sum));
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = offset;
     }
     for (int64_t line = 0; line < s.line_count; ++line) {
-      const uint8_t* weight = s.weight + line * layout::kLineBytes;
+      const uint8_t* weight = s.codes + line * layout::kLineBytes;
       u8x64 w[Vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) {
-        w[v] = load_u8(weight + v * s.next);
+        w[v] = load_u8(weight + v * s.codes_next);
       }
       prefetch_stream<Vectors>(s, line);
       prefetch_rows<Rows, Vectors>(s, line);
@@ -167,9 +177,10 @@ struct TileS8 {
         for (int v = 0; v < Vectors; ++v) sum[r][v] = dot4(sum[r][v], w[v], four);
       }
     }
-    add_scaled<Rows, Vectors>(s, sum);
+    add_scaled<Rows, Vectors, TwoLevels>(s, sum);
   }
 };
+using TileS8 = TileBytes<false>;
 
 }  // namespace
 }  // namespace torch_cpullm
