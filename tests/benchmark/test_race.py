@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from torch_cpullm.benchmark import race as module
 from torch_cpullm.benchmark.contest import Programme
 from torch_cpullm.benchmark.player import PlayerError, Timed
-from torch_cpullm.benchmark.race import MOVED, Lap, Race, Work, main_placement
+from torch_cpullm.benchmark.race import MOVED, WARM_UP, Lap, Race, Work, main_placement
 from torch_cpullm.benchmark.report import END, START, markdown, put_into, short_table
 from torch_cpullm.benchmark.result import Result
 from torch_cpullm.benchmark.sizes import sizes_of
@@ -62,8 +62,8 @@ def still(monkeypatch):
 
 
 def timed(log):
-    """What was timed: all that is not the two tokens before it or the growing before those."""
-    return [entry for before, entry in itertools.pairwise(log) if before[2:] == ("decode", 2)]
+    """What was timed: all that is not the tokens before it or the growing before those."""
+    return [entry for before, entry in itertools.pairwise(log) if before[2:] == ("decode", WARM_UP)]
 
 
 @pytest.mark.usefixtures("still")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WHOLE_CORES = ("one complex", "separate complexes", "one thread")
 MOVED = "moved"
 _MOST = 2  # times the repetitions asked for, where the placement changes
-_WARM_UP = 8
+WARM_UP = 8
 _PROBE_MS = 25
 
 
@@ -116,7 +116,7 @@ class Race:
     def _lap(self, name: str, work: Work) -> Lap:
         player = self.players[name]
         self._grow(name, work.batch, max(work.depth, 1))
-        player.decode(_WARM_UP)
+        player.decode(WARM_UP)
         if work.kind == "decode" or work.depth:
             player.crop(max(work.depth, 1))
         else:
