@@ -13,7 +13,7 @@
 // GatedStreams, where they are few, or members so many that tasks are not: each member reads its panels in one stream,
 // gate and up go to memory as floats. With 512 rows those are 32 MiB at 8192 columns, written in strips of 256 bytes at
 // strides of 64 KiB, a fifth of an INT8 prefill with AMX: 512 rows of 2048 -> 8192 -> 2048 took 19.2 ms so on two
-// threads of a Xeon with AMX, and take 15.4 with tiles (bf16 28.2 and 24.0; AVX-512 6 to 11 %, AVX2 nothing).
+// threads of a Xeon with AMX, and take 15.4 with tiles (bf16 28.2 and 24.0; AVX-512 2 to 9 %, AVX2 2 to 4 %).
 #pragma once
 #include <vector>
 
