@@ -150,14 +150,20 @@ template <bool TwoLevels>
 struct TileBytes {
   static constexpr int kStreamRows = kLinearStreamRows, kWideRows = kLinearWideRows;
   static constexpr bool kFetchesRows = true;
+
+  static int32_t block_sum(const Strip& s, int row) {
+    if constexpr (!TwoLevels) return s.act_sum[row];
+    int32_t sum = 0;
+    for (int64_t group = 0; group < s.groups; ++group) sum += s.act_sum[row * s.sums + group];
+    return sum;
+  }
+
   template <int Rows, int Vectors, class I32 = i32x16>
   static void run(const Strip& s) {
     I32 sum[Rows][Vectors];
 #pragma GCC unroll 24
     for (int r = 0; r < Rows; ++r) {
-      int32_t act_sum = s.act_sum[r * s.sums];
-      for (int64_t group = 1; group < s.groups; ++group) act_sum += s.act_sum[r * s.sums + group];
-      const I32 offset = dot4_start(set1_i32(act_sum));
+      const I32 offset = dot4_start(set1_i32(block_sum(s, r)));
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = offset;
     }
