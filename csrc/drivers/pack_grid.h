@@ -1,8 +1,8 @@
 // The grid a group of weights is rounded to when it is packed: its scale, and what belongs to it.
 //
 // Scales of two levels (layout/panel.h): the step is the largest magnitude of a block over 120, so that it lies on
-// multiplier 15 times code 8. On the bundled model's weights, groups of 32, that leaves 8.31 % of error, an f16 scale for
-// each group 8.23 %, and the best of four steps 8.24 % for four times the work.
+// multiplier 15 times code 8. On the bundled model's weights, groups of 32, that leaves 8.31 % of error, an f16 scale
+// for each group 8.23 %, and the best of four steps 8.24 % for four times the work.
 #pragma once
 #include <cstdint>
 

@@ -9,7 +9,8 @@
 
 namespace torch_cpullm::runtime {
 
-// Aligned to 4096 bytes, as are the parts of a packed weight; null when the system has none left. Safe to call from several threads.
+// Aligned to 4096 bytes, as are the parts of a packed weight; null when the system has none left. Safe to call from
+// several threads.
 std::shared_ptr<void> weight_memory(size_t bytes);
 
 }  // namespace torch_cpullm::runtime
