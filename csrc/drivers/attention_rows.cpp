@@ -58,7 +58,7 @@ BlockAttention::BlockAttention(const AttentionProblem& problem, const RowBlock& 
       rows_(block.tokens * problem.group()),
       channels_(problem.pages.channels),
       group_(problem.group()),
-      altered_(problem.soft_cap > 0.0f || problem.slopes || !problem.causal()) {}
+      altered_(problem.soft_cap > 0.0f || problem.slopes || problem.bias || problem.tree) {}
 
 void BlockAttention::find_pages() {
   const int32_t* table = problem_.page_table + block_.b * problem_.table_stride;
@@ -122,13 +122,13 @@ kernels::RowScores BlockAttention::row_scores(int64_t row, int64_t chunk, float*
   out.key_scale = buffers_.key_scale;
   out.value_scale = buffers_.value_scale;
   out.sound = sound_ ? nullptr : buffers_.sound;
-  out.altered = altered_;
-  if (!altered_) return out;
+  out.altered = altered_ || queries_.gaps[row];
+  if (!out.altered) return out;
   out.soft_cap = problem_.soft_cap;
   out.slope = problem_.slopes ? problem_.slopes[head] : 0.0f;
   out.position = problem_.past[block_.b] + token - first;
   if (problem_.bias) out.bias = problem_.bias + offset;
-  if (problem_.mask) out.keep = problem_.mask + offset;
+  if (queries_.gaps[row]) out.keep = problem_.mask + offset;
   if (problem_.tree && out.end > problem_.past[block_.b] - first) {
     const auto bits = static_cast<uint64_t>(problem_.tree[block_.b * problem_.tokens + token]);
     for (int64_t t = 0; t < out.end; ++t) {

@@ -1,6 +1,7 @@
 #include "drivers/query_rows.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace torch_cpullm::drivers {
 namespace {
@@ -25,6 +26,7 @@ void QueryRows::plan(runtime::Carver& carver, const AttentionProblem& problem, i
   sum = carver.take<int32_t>(rows);
   factor = carver.take<float>(rows);
   seen = carver.take<RowRange>(rows);
+  gaps = carver.take<uint8_t>(rows);
 }
 
 void QueryRows::find_ranges(const AttentionProblem& problem, const RowBlock& block) {
@@ -34,6 +36,7 @@ void QueryRows::find_ranges(const AttentionProblem& problem, const RowBlock& blo
   for (int64_t r = 0; r < block.tokens * group; ++r) {
     if (r % group > 0 && problem.mask_head_stride == 0) {
       seen[r] = seen[r - 1];
+      gaps[r] = gaps[r - 1];
       continue;
     }
     const int64_t token = block.first_token + r / group, head = block.kv_head * group + r % group;
@@ -51,6 +54,7 @@ void QueryRows::find_ranges(const AttentionProblem& problem, const RowBlock& blo
     if (problem.window > 0) range.begin = std::max(range.begin, own - problem.window);
     if (range.begin >= range.end) range = {0, 0};
     seen[r] = range;
+    gaps[r] = problem.mask && std::memchr(problem.mask + offset + range.begin, 0, range.end - range.begin);
     if (range.end == 0) continue;
     first_chunk = std::min(first_chunk, range.begin / kChunkTokens);
     end_chunk = std::max(end_chunk, layout::ceil_div(range.end, kChunkTokens));
@@ -60,6 +64,7 @@ void QueryRows::find_ranges(const AttentionProblem& problem, const RowBlock& blo
 
 void QueryRows::take_ranges(const QueryRows& other, int64_t rows) {
   std::copy_n(other.seen, rows, seen);
+  std::copy_n(other.gaps, rows, gaps);
   first_chunk = other.first_chunk;
   end_chunk = other.end_chunk;
 }

@@ -30,6 +30,7 @@ struct QueryRows {
   int32_t* sum;
   float* factor;
   kernels::RowRange* seen;         // absolute tokens
+  uint8_t* gaps;                   // whether the mask hides some of these
   int64_t first_chunk, end_chunk;  // that some row sees
 
   void plan(runtime::Carver& carver, const AttentionProblem& problem, int64_t rows);

@@ -112,7 +112,9 @@ inline f32x16 altered(const RowScores& t, int64_t i) {
     const f32x16 bias = load_f32_tail(t.bias + i, count);
     s = select_less(bias, set1_f32(kernels::kHiddenBelow), set1_f32(-INFINITY), fma(bias, set1_f32(kLog2E), s));
   }
-  if (t.keep) {
+  if (t.keep && count == 16) {
+    s = mask_bytes(s, t.keep + i);
+  } else if (t.keep) {
     uint8_t bytes[16] = {};
     std::memcpy(bytes, t.keep + i, static_cast<size_t>(count));
     s = mask_bytes(s, bytes);
