@@ -158,6 +158,27 @@ def test_hooks_of_hidden_states_do_not_stay_in_the_way(taken):
     assert len(taken) == 6
 
 
+def scaled_in_place(original):
+    class Scaled(original):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits.mul_(-1.0)
+            return out
+
+    return Scaled
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_a_forward_writes_into_its_tensors_is_not_missed(inference, taken):
+    model = bundled_model()
+    model.__class__ = scaled_in_place(type(model))
+    ours = torch_cpullm.optimize(copy.deepcopy(model), weights="keep", kv_cache="keep")
+    with torch.inference_mode(inference):
+        out, _ = generate(ours)
+        assert not taken
+        assert torch.equal(out, generate(model)[0])
+
+
 def test_what_a_forward_adds_is_not_missed(taken):
     model = bundled_model()
     model.__class__ = capped_logits(type(model))

@@ -3,8 +3,8 @@
 What a forward does between its modules cannot be known from their names: it may scale what the embedding gives, cap
 the logits, or pass each layer a mask of its own. So the model's own forward runs one step of every generate() while it
 is watched, and each tensor is followed from module to module. Where each gets the very object that the one before
-returned, and all layers the same positions and mask, the steps that follow make the same calls, and give the same bits.
-Anything else, and any hook that would not be called, leaves all steps to the model.
+returned, with the values it had then, and all layers the same positions and mask, the steps that follow make the same
+calls, and give the same bits. Anything else, and any hook that would not be called, leaves all steps to the model.
 """
 
 from __future__ import annotations
@@ -83,11 +83,22 @@ class Ends:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module, seen from outside."""
+    """One call of a module, seen from outside, and what its output held when it returned."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    held: tuple[torch.Tensor, ...]
+
+    @staticmethod
+    def seen(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> _Call:
+        """A call that has just returned."""
+        return _Call(args, kwargs, output, tuple(tensor.clone() for tensor in _tensors(output)))
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nobody wrote into the output afterwards."""
+        return all(torch.equal(now, then) for now, then in zip(_tensors(self.output), self.held, strict=True))
 
     @property
     def input(self) -> Any:
@@ -131,7 +142,7 @@ class Watch:
         """Note the calls of the modules that a step consists of."""
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self._calls.setdefault(module, []).append(_Call(args, kwargs, output))
+            self._calls.setdefault(module, []).append(_Call.seen(args, kwargs, output))
 
         beside = [child for child in self._around[-1].children() if not isinstance(child, nn.ModuleList)]
         watched = {*self._layers, *beside, self._head, self._embedding}
@@ -171,6 +182,7 @@ class Watch:
             and not any(m.why_not_fused(calls[m].input, calls[m].args[1:], calls[m].kwargs) for m in self._layers)
             and _is_same(calls[self._head].input, calls[norm].output)
             and calls[self._head].output is logits
+            and all(call.is_untouched for call in calls.values())
             and (first.mask is None or (mask_BT is not None and torch.equal(first.mask, _for_layers(mask_BT))))
         )
         if not followed:
@@ -192,6 +204,11 @@ def _is_heard(module: nn.Module) -> bool:
     """Whether someone listens to the module's calls. transformers leaves hooks behind that listen when asked only."""
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return "forward" in vars(module) or any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks)
+
+
+def _tensors(output: Any) -> tuple[torch.Tensor, ...]:
+    parts = output if isinstance(output, tuple) else (output,)
+    return tuple(part for part in parts if isinstance(part, torch.Tensor))
 
 
 def _is_same(a: Any, b: torch.Tensor) -> bool:
