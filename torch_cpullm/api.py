@@ -21,7 +21,7 @@ from torch_cpullm.config import QUANT_METHOD, Activations, Attention, Config, Em
 from torch_cpullm.detect import detect
 from torch_cpullm.detect.structure import Dtype
 from torch_cpullm.errors import StoredModelError, UnsupportedModelError
-from torch_cpullm.machine import apply_tuning
+from torch_cpullm.machine import MappedFiles, apply_tuning
 from torch_cpullm.modules.progress import packing_progress
 from torch_cpullm.modules.stored import StoredModel, build, copy_weights, describe
 from torch_cpullm.modules.swap import require_state, state_of, swap, unswap
@@ -234,7 +234,7 @@ def load(folder: str | os.PathLike[str], verify: bool = False, *, copy: bool = F
     vars(config).pop("quantization_config", None)  # of a model that from_pretrained() had quantised
     model = build(stored, config, tensors)
     if copy:
-        copy_weights(model)
+        copy_weights(model, MappedFiles.under(tensors.packed.values()).release)
     if (place / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(place, local_files_only=True)
     model.name_or_path = str(place)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 import torch_cpullm
 from torch_cpullm.errors import StoredModelError, UnsupportedModelError
+from torch_cpullm.machine import MappedFiles
 from torch_cpullm.pack import store
 from torch_cpullm.testing.models import ATTENTION_ONLY, LEFT_ALONE, WHOLE, bundled_model, bundled_tokenizer, tiny_model
 from torch_cpullm.testing.outliers import plant_outliers
@@ -113,11 +114,21 @@ def test_weights_lie_in_the_file(saved):
     assert start % store.ALIGNMENT == 0
 
 
-def test_weights_in_memory_of_their_own(saved):
+def test_weights_in_memory_of_their_own(saved, monkeypatch):
     model, folder = saved
+    mapped = []  # bytes of the file that are in memory when a weight has been copied
+    release = MappedFiles.release
+
+    def released(files):
+        release(files)
+        mapped.append(sum(m.rss for m in psutil.Process().memory_maps() if m.path == str(folder / store.PACKED)))
+
+    monkeypatch.setattr(MappedFiles, "release", released)
     loaded = torch_cpullm.load(folder, copy=True)
     assert torch.equal(tokens(loaded), tokens(model))
     assert loaded.model.embed_tokens.bytes.data_ptr() == loaded.lm_head.packed.data_ptr()
+    assert len(mapped) > 1
+    assert not any(mapped)
     assert str(folder / store.PACKED) not in {m.path for m in psutil.Process().memory_maps()}
     assert loaded.state_dict().keys() == model.state_dict().keys()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -134,11 +135,12 @@ def finish(model: nn.Module, stored: StoredModel) -> None:
         raise StoredModelError(f"plan: expected parts of {stored.architecture}, got others ({error})") from error
 
 
-def copy_weights(model: nn.Module) -> None:
+def copy_weights(model: nn.Module, after_each: Callable[[], None]) -> None:
     """Move packed weights out of a mapped file, one after the other, to memory of this process on huge pages."""
     for module in model.modules():
         if isinstance(module, PackedModule) and module._buffers.get("packed") is not None:
             module.register_buffer("packed", copy_packed(module.packed), persistent=False)
+            after_each()
 
 
 def _unpacked(model: nn.Module) -> dict[str, torch.Tensor]:
