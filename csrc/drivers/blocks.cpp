@@ -5,11 +5,10 @@
 namespace torch_cpullm::drivers {
 namespace {
 
+using layout::floats;
 using runtime::Carver;
 using runtime::Range;
 using runtime::Team;
-
-layout::Elements floats(float* x) { return {x, layout::Element::f32}; }
 
 // The normed row if there is a norm, else the row itself.
 layout::ConstElements apply_norm(const kernels::RowwiseKernels& kernels, const Norm& norm, layout::ConstElements x,

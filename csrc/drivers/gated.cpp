@@ -4,6 +4,7 @@
 
 namespace torch_cpullm::drivers {
 
+using layout::floats;
 using layout::kPanelColumns;
 using runtime::Range;
 
@@ -21,8 +22,6 @@ Grid grid_of(const GatedWeights& weights, int64_t rows) {
 }
 
 Range panels_of(Range columns) { return {columns.begin / kPanelColumns, layout::panel_count(columns.end)}; }
-
-layout::Elements floats(float* x) { return {x, layout::Element::f32}; }
 
 }  // namespace
 

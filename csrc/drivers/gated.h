@@ -72,7 +72,7 @@ class GatedStreams {
   void run(const runtime::Team& team, const PreparedRows& x, const PreparedRows& out);
 
  private:
-  GatedWeights weights_;
+  const GatedWeights& weights_;
   LinearGroup gate_up_;
   int64_t rows_;
   float* gates_ = nullptr;  // [rows][gate columns, up columns]

@@ -25,4 +25,6 @@ struct Elements {
   }
 };
 
+inline Elements floats(float* x) { return {x, Element::f32}; }
+
 }  // namespace torch_cpullm::layout

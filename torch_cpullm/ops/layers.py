@@ -24,7 +24,15 @@ class LayerNumbers:
 
 
 class KvLayers(NamedTuple):
-    """KvPages of all layers, which differ in their pages only."""
+    """KvPages of all layers, which differ in their pages only.
+
+    Attributes:
+        pages: of each layer in order, uint8 [pages, layer bytes].
+        table_BP: see KvPages.
+        past_B: see KvPages.
+        kv_heads: see KvPages.
+        format: see KvPages.
+    """
 
     pages: list[torch.Tensor]
     table_BP: torch.Tensor
@@ -42,7 +50,13 @@ class LayerWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerStack:
-    """Decoder layers in order, their tensors by kind as the op takes them. Made by `stack_layers`."""
+    """Decoder layers in order. Made by `stack_layers`.
+
+    Attributes:
+        lists: their tensors by kind, in the order of the op's arguments from qkv to mlp_output_norm; a list is as long
+            as there are layers, twice or three times that (qkv, gate_up), or empty (a norm that they lack).
+        numbers: of all layers.
+    """
 
     lists: tuple[list[torch.Tensor], ...]
     numbers: LayerNumbers
