@@ -1,8 +1,10 @@
-// Arguments that several ops share: activation names, rope tables, norm gains.
+// Arguments of the blocks of a decoder layer: checked, and kept alive while an op runs.
 #pragma once
 #include <optional>
+#include <vector>
 
 #include "bindings/check.h"
+#include "bindings/kv_arguments.h"
 #include "drivers/blocks.h"
 
 namespace torch_cpullm::bindings {
@@ -48,5 +50,67 @@ struct NormArgument {
     norm = {elements_of(gain), static_cast<float>(eps), static_cast<float>(offset)};
   }
 };
+
+// What attention_block takes of one layer.
+struct AttentionTensors {
+  at::TensorList qkv;
+  at::Tensor output;
+  OptionalTensor input_norm, query_norm, key_norm, output_norm;
+  at::Tensor pages;
+};
+// And what all layers may have in common.
+struct AttentionCommon {
+  at::Tensor cos, sin, page_table, past;
+  OptionalTensor mask;
+  int64_t heads, kv_heads;
+  layout::Format format;
+  double eps, norm_offset, scale, soft_cap;
+};
+
+class AttentionArguments {
+ public:
+  // `hidden`: [B, T, D], checked by check_hidden.
+  AttentionArguments(const at::Tensor& hidden, const AttentionTensors& layer, const AttentionCommon& common);
+  AttentionArguments(const AttentionArguments&) = delete;
+  AttentionArguments& operator=(const AttentionArguments&) = delete;
+  const drivers::AttentionBlock& block() const { return block_; }
+
+ private:
+  AttentionTensors layer_;
+  AttentionCommon common_;
+  int64_t channels_;
+  NormArgument before_, on_query_, on_key_, after_;
+  RopeTables tables_;
+  ScoreArguments scores_;
+  drivers::AttentionBlock block_;
+};
+
+struct MlpTensors {
+  at::TensorList gate_up;
+  at::Tensor down;
+  OptionalTensor input_norm, output_norm;
+};
+struct MlpCommon {
+  kernels::Gate activation;
+  double eps, norm_offset;
+};
+
+class MlpArguments {
+ public:
+  MlpArguments(const at::Tensor& hidden, const MlpTensors& layer, const MlpCommon& common);
+  MlpArguments(const MlpArguments&) = delete;
+  MlpArguments& operator=(const MlpArguments&) = delete;
+  const drivers::MlpBlock& block() const { return block_; }
+
+ private:
+  MlpTensors layer_;
+  NormArgument before_, after_;
+  drivers::MlpBlock block_;
+};
+
+inline void check_hidden(const at::Tensor& hidden) {
+  check_float(hidden, "hidden");
+  check_dims(hidden, 3, "hidden", "[B, T, D]");
+}
 
 }  // namespace torch_cpullm::bindings

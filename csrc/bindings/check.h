@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
+#include <optional>
 #include <string>
 
 #include "layout/element.h"
@@ -10,6 +11,8 @@
 #include "layout/packed.h"
 
 namespace torch_cpullm::bindings {
+
+using OptionalTensor = std::optional<at::Tensor>;
 
 inline void check_cpu(const at::Tensor& x, const char* name) {
   TORCH_CHECK(x.device().is_cpu(), name, ": expected a tensor on the CPU, got one on ", x.device(),

@@ -1,6 +1,11 @@
-// All decoder layers of one step: attention_block and mlp_block of each in turn, without Python between them. The bits
-// are those of the single calls, since these are the calls.
-#include "bindings/check.h"
+// All decoder layers of one step: attention_block and mlp_block of each in turn, checked and laid out first, then run
+// in one parallel region. The bits are those of the single calls, since the stages are.
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty_like.h>
+
+#include <deque>
+
+#include "bindings/block_arguments.h"
 #include "bindings/ops.h"
 
 namespace torch_cpullm::bindings {
@@ -53,18 +58,37 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
       after_attention(attention_output_norm, layers, "attention_output_norm", false),
       down_of(down, layers, "down", true), before_mlp(mlp_norm, layers, "mlp_norm", false),
       after_mlp(mlp_output_norm, layers, "mlp_output_norm", false), pages_of(pages, layers, "pages", true);
+  check_hidden(hidden);
   check_float(cos, "cos");
   check_float(sin, "sin");
-  const at::Tensor cos_f32 = cos.to(at::kFloat), sin_f32 = sin.to(at::kFloat);  // once for all layers
-  at::Tensor x = hidden;
+  const AttentionCommon attention_common{as_floats(cos), as_floats(sin), page_table,           past, mask,
+                                         heads,          kv_heads,       parse_format(format), eps,  norm_offset,
+                                         scale,          soft_cap};
+  const MlpCommon mlp_common{parse_activation(activation), eps, norm_offset};
+  std::deque<AttentionArguments> attention;
+  std::deque<MlpArguments> mlp;
   for (size_t i = 0; i < layers; ++i) {
-    x = attention_block(x, qkv_of.of(i), output[i], before_attention.maybe(i), on_query.maybe(i), on_key.maybe(i),
-                        after_attention.maybe(i), cos_f32, sin_f32, pages_of.of(i), page_table, past, mask, heads,
-                        kv_heads, format, eps, norm_offset, scale, soft_cap);
-    x = mlp_block(x, gate_up_of.of(i), down_of.of(i), before_mlp.maybe(i), after_mlp.maybe(i), activation, eps,
-                  norm_offset);
+    attention.emplace_back(hidden,
+                           AttentionTensors{qkv_of.of(i), output[i], before_attention.maybe(i), on_query.maybe(i),
+                                            on_key.maybe(i), after_attention.maybe(i), pages_of.of(i)},
+                           attention_common);
+    mlp.emplace_back(hidden, MlpTensors{gate_up_of.of(i), down_of.of(i), before_mlp.maybe(i), after_mlp.maybe(i)},
+                     mlp_common);
   }
-  return x;
+  const at::Tensor rows = hidden.contiguous();
+  // Each block reads what the one before wrote, and writes where that one had read.
+  at::Tensor between = at::empty_like(rows), out = at::empty_like(rows);
+  if (hidden.numel() == 0) return out;
+  const int threads = at::get_num_threads();
+  const int64_t model = hidden.size(2), count = hidden.size(0) * hidden.size(1);
+  drivers::Stages stages;
+  for (size_t i = 0; i < layers; ++i) {
+    drivers::add_stages(stages, attention[i].block(), elements_of(i == 0 ? rows : out), model,
+                        mutable_elements_of(between), threads);
+    drivers::add_stages(stages, mlp[i].block(), elements_of(between), count, model, mutable_elements_of(out), threads);
+  }
+  drivers::run_stages(stages, threads);
+  return out;
 }
 
 }  // namespace torch_cpullm::bindings

@@ -3,14 +3,13 @@
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
-namespace torch_cpullm::bindings {
+#include "bindings/check.h"
 
-using OptionalTensor = std::optional<at::Tensor>;
+namespace torch_cpullm::bindings {
 
 // linear.cpp
 at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view codes,

@@ -43,7 +43,6 @@ class Projection {
     if (norm_.weight.data) buffer_ = carver.take<float>(rows_ * columns_);
   }
   const PreparedRows& input() const { return input_; }
-
   void run(const Team& team, layout::ConstElements residual, layout::Elements out) {
     if (!norm_.weight.data) return linear_.multiply(team, input_, {out, columns_, residual.data});
     linear_.multiply(team, input_, {floats(buffer_), columns_});
@@ -88,86 +87,125 @@ void finish_qkv_row(const AttentionBlock& block, const kernels::RowwiseKernels& 
   if (t == problem.tokens - 1) pages.close(page, position, problem.past[b]);
 }
 
-}  // namespace
+class AttentionStage final : public Stage {
+ public:
+  AttentionStage(const AttentionBlock& block, layout::ConstElements hidden, int64_t model, layout::Elements out,
+                 int threads)
+      : block_(block),
+        hidden_(hidden),
+        out_(out),
+        model_(model),
+        rows_(block.attention.batch * block.attention.tokens),
+        threads_(threads),
+        input_(block.qkv[0], rows_),
+        qkv_(block.qkv, rows_, threads),
+        attention_(block.attention, threads),
+        projection_(block.output, block.output_norm, rows_, threads) {}
 
-void run_attention_block(const AttentionBlock& block, layout::ConstElements hidden, int64_t model, layout::Elements out,
-                         int threads) {
-  AttentionProblem problem = block.attention;
-  const int64_t rows = problem.batch * problem.tokens;
-  const int64_t heads_width = problem.heads * problem.pages.channels;
-  const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
-  PreparedRows input(block.qkv[0], rows);
-  LinearGroup qkv(block.qkv, rows, threads);
-  Attention attention(problem, threads);
-  Projection projection(block.output, block.output_norm, rows, threads);
-  float *normed = nullptr, *qkv_rows = nullptr, *attended = nullptr;
-  runtime::with_scratch(
-      [&](Carver& carver) {
-        input.plan(carver);
-        qkv.plan(carver);
-        attention.plan(carver);
-        projection.plan(carver);
-        normed = carver.take<float>(threads * model);
-        qkv_rows = carver.take<float>(rows * qkv.columns());
-        attended = carver.take<float>(rows * heads_width);
-        attention.bind(floats(qkv_rows), qkv.columns(), floats(attended), heads_width);
-      },
-      [&] {
-        runtime::parallel(threads, [&](const Team& team) {
-          const Range mine = team.share(rows);
-          prepare_normed(team, kernels, block.input_norm, hidden, model, normed, rows, input);
-          team.barrier();
-          qkv.multiply(team, input, {floats(qkv_rows), qkv.columns()});
-          team.barrier();
-          for (int64_t row = mine.begin; row < mine.end; ++row)
-            finish_qkv_row(block, kernels, row, qkv_rows + row * qkv.columns());
-          team.barrier();
-          attention.run(team);
-          team.barrier();
-          projection.input().prepare_all(team, floats(attended));
-          team.barrier();
-          projection.run(team, hidden, out);
-        });
-      });
-}
+  void plan(Carver& carver) override {
+    const int64_t width = block_.attention.heads * block_.attention.pages.channels;
+    input_.plan(carver);
+    qkv_.plan(carver);
+    attention_.plan(carver);
+    projection_.plan(carver);
+    normed_ = carver.take<float>(threads_ * model_);
+    qkv_rows_ = carver.take<float>(rows_ * qkv_.columns());
+    attended_ = carver.take<float>(rows_ * width);
+    attention_.bind(floats(qkv_rows_), qkv_.columns(), floats(attended_), width);
+  }
 
-namespace {
+  void run(const Team& team) override {
+    const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
+    const Range mine = team.share(rows_);
+    prepare_normed(team, kernels, block_.input_norm, hidden_, model_, normed_, rows_, input_);
+    team.barrier();
+    qkv_.multiply(team, input_, {floats(qkv_rows_), qkv_.columns()});
+    team.barrier();
+    for (int64_t row = mine.begin; row < mine.end; ++row)
+      finish_qkv_row(block_, kernels, row, qkv_rows_ + row * qkv_.columns());
+    team.barrier();
+    attention_.run(team);
+    team.barrier();
+    projection_.input().prepare_all(team, floats(attended_));
+    team.barrier();
+    projection_.run(team, hidden_, out_);
+  }
+
+ private:
+  const AttentionBlock& block_;
+  layout::ConstElements hidden_;
+  layout::Elements out_;
+  int64_t model_, rows_;
+  int threads_;
+  PreparedRows input_;
+  LinearGroup qkv_;
+  Attention attention_;
+  Projection projection_;
+  float *normed_ = nullptr, *qkv_rows_ = nullptr, *attended_ = nullptr;
+};
 
 template <class Gated>
-void run_mlp_rows(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
-                  layout::Elements out, int threads) {
-  const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
-  PreparedRows input(block.gated.gate_up[0], rows);
-  Gated gated(block.gated, rows, threads);
-  Projection projection(block.down, block.output_norm, rows, threads);
-  float* normed = nullptr;
-  runtime::with_scratch(
-      [&](Carver& carver) {
-        input.plan(carver);
-        gated.plan(carver);
-        projection.plan(carver);
-        normed = carver.take<float>(threads * model);
-      },
-      [&] {
-        runtime::parallel(threads, [&](const Team& team) {
-          prepare_normed(team, kernels, block.input_norm, hidden, model, normed, rows, input);
-          team.barrier();
-          gated.run(team, input, projection.input());
-          team.barrier();
-          projection.run(team, hidden, out);
-        });
-      });
-}
+class MlpStage final : public Stage {
+ public:
+  MlpStage(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model, layout::Elements out,
+           int threads)
+      : block_(block),
+        hidden_(hidden),
+        out_(out),
+        model_(model),
+        rows_(rows),
+        threads_(threads),
+        input_(block.gated.gate_up[0], rows),
+        gated_(block.gated, rows, threads),
+        projection_(block.down, block.output_norm, rows, threads) {}
+
+  void plan(Carver& carver) override {
+    input_.plan(carver);
+    gated_.plan(carver);
+    projection_.plan(carver);
+    normed_ = carver.take<float>(threads_ * model_);
+  }
+
+  void run(const Team& team) override {
+    prepare_normed(team, kernels::rowwise_kernels(), block_.input_norm, hidden_, model_, normed_, rows_, input_);
+    team.barrier();
+    gated_.run(team, input_, projection_.input());
+    team.barrier();
+    projection_.run(team, hidden_, out_);
+  }
+
+ private:
+  const MlpBlock& block_;
+  layout::ConstElements hidden_;
+  layout::Elements out_;
+  int64_t model_, rows_;
+  int threads_;
+  PreparedRows input_;
+  Gated gated_;
+  Projection projection_;
+  float* normed_ = nullptr;
+};
 
 }  // namespace
 
-void run_mlp_block(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
-                   layout::Elements out, int threads) {
+void add_stages(Stages& stages, const AttentionBlock& block, layout::ConstElements hidden, int64_t model,
+                layout::Elements out, int threads) {
+  stages.push_back(std::make_unique<AttentionStage>(block, hidden, model, out, threads));
+}
+
+void add_stages(Stages& stages, const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
+                layout::Elements out, int threads) {
   const bool tiles = GatedTiles::suit(block.gated, rows, threads);
   const int64_t most = tiles ? GatedTiles::kMostRows : GatedStreams::kMostRows;
-  const auto run = tiles ? run_mlp_rows<GatedTiles> : run_mlp_rows<GatedStreams>;
-  for (int64_t first = 0; first < rows; first += most)
-    run(block, hidden.from(first * model), std::min(most, rows - first), model, out.from(first * model), threads);
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t count = std::min(most, rows - first);
+    const layout::ConstElements in = hidden.from(first * model);
+    const layout::Elements to = out.from(first * model);
+    if (tiles)
+      stages.push_back(std::make_unique<MlpStage<GatedTiles>>(block, in, count, model, to, threads));
+    else
+      stages.push_back(std::make_unique<MlpStage<GatedStreams>>(block, in, count, model, to, threads));
+  }
 }
 
 }  // namespace torch_cpullm::drivers

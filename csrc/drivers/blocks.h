@@ -1,4 +1,4 @@
-// The two halves of a decoder layer, each one parallel region (the MLP one for each 2048 rows, gated.h):
+// The two halves of a decoder layer as stages of a parallel region (the MLP one for each 2048 rows, gated.h):
 //
 //   attention: norm -> q,k,v -> head norms, rope, KV append -> attention -> output projection (-> norm) -> + residual
 //   MLP:       norm -> gate,up -> act(gate) * up            -> down projection                 (-> norm) -> + residual
@@ -10,6 +10,7 @@
 
 #include "drivers/attention.h"
 #include "drivers/gated.h"
+#include "drivers/stage.h"
 
 namespace torch_cpullm::drivers {
 
@@ -29,9 +30,9 @@ struct AttentionBlock {
   AttentionProblem attention;  // all but q and out, which the block provides
 };
 
-// hidden[batch * tokens][model] -> out, same shape and type; may not overlap.
-void run_attention_block(const AttentionBlock& block, layout::ConstElements hidden, int64_t model, layout::Elements out,
-                         int threads);
+// hidden[batch * tokens][model] -> out, same shape and type; may not overlap. The block has to outlive the stages.
+void add_stages(Stages& stages, const AttentionBlock& block, layout::ConstElements hidden, int64_t model,
+                layout::Elements out, int threads);
 
 struct MlpBlock {
   GatedWeights gated;
@@ -39,7 +40,7 @@ struct MlpBlock {
   Norm input_norm, output_norm;
 };
 
-void run_mlp_block(const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
-                   layout::Elements out, int threads);
+void add_stages(Stages& stages, const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
+                layout::Elements out, int threads);
 
 }  // namespace torch_cpullm::drivers

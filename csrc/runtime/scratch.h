@@ -2,6 +2,7 @@
 // allocates nothing. Blocks above kKeepBytes are given back after the call: 128 MiB hold what an MLP of up to 24 k
 // inner features takes at a time in bf16, whose pages would otherwise be mapped and zeroed again in every layer.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -22,7 +23,7 @@ class Scratch {
 
   // Throws std::bad_alloc, which torch turns into a Python exception; nothing is half done at that point.
   void reserve(size_t bytes) {
-    used_ = 0;
+    used_ = bytes;
     if (bytes <= size_) return;
     std::free(block_);
     block_ = nullptr;
@@ -41,11 +42,7 @@ class Scratch {
   }
   // Of the last call.
   size_t used() const { return used_; }
-  std::byte* take(size_t bytes) {
-    std::byte* start = block_ + used_;
-    used_ += (bytes + 63) / 64 * 64;
-    return start;
-  }
+  std::byte* at(size_t offset) const { return block_ + offset; }
 
  private:
   std::byte* block_ = nullptr;
@@ -59,15 +56,18 @@ class Carver {
   explicit Carver(Scratch* scratch) : scratch_(scratch) {}
   template <class T>
   T* take(int64_t count) {
-    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
-    total_ += (bytes + 63) / 64 * 64;
-    return scratch_ ? reinterpret_cast<T*>(scratch_->take(bytes)) : nullptr;
+    const size_t start = next_;
+    next_ += (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+    total_ = std::max(total_, next_);
+    return scratch_ ? reinterpret_cast<T*>(scratch_->at(start)) : nullptr;
   }
+  // What is taken from here on lies on what was taken before: for work that follows, one after the other.
+  void restart() { next_ = 0; }
   size_t total() const { return total_; }
 
  private:
   Scratch* scratch_;
-  size_t total_ = 0;
+  size_t next_ = 0, total_ = 0;
 };
 
 Scratch& thread_scratch();

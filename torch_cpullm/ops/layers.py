@@ -106,8 +106,7 @@ def decoder_layers(
         mask: as in `paged_attention`, for all layers.
 
     Raises:
-        ValueError: shapes that do not fit, or lists that are not equally long. Layers before the one that does not
-            fit have written their keys and values by then, which no one sees before the cache counts them.
+        ValueError: shapes that do not fit, or lists that are not equally long. Nothing was written then.
     """
     numbers = stack.numbers
     out: torch.Tensor = kernels.decoder_layers(

@@ -15,10 +15,6 @@
 namespace torch_cpullm {
 namespace {
 
-// Prefetched this far ahead: 300 ns at 27 GB/s a core, three times memory's latency, and two strips of 4 KiB in L1.
-// Measured with 1 row: 1 KiB 93 %, 4 KiB 98 %, 8 and 16 KiB 100 % of the best; with 12 rows 4 KiB 88 %, 8 KiB 100 %.
-// int4 with few rows: on a CPU with 2 MiB of L2 a core 8 KiB 15 GB/s, 4 KiB 17, 3 KiB 17.3, 2 KiB 18, none 16.6.
-constexpr int64_t kAhead = 8192, kAheadInt4 = 3072, kAheadInt4Rows = 4;
 constexpr int kWideVectors = 2;
 // Streaming tiles that prefetch, where a block has more.
 constexpr int64_t kFetchingTiles = 3;
@@ -67,7 +63,7 @@ template <class Tile>
 void run_panel(const kernels::LinearPanel& p) {
   alignas(64) uint8_t widened[layout::kStrips * kWidenedStrip];
   const int64_t blocks = layout::block_count(p.format, p.padded);
-  const int64_t ahead = p.format.codes == layout::Codes::int4 && p.rows <= kAheadInt4Rows ? kAheadInt4 : kAhead;
+  const int64_t ahead = p.format.codes == layout::Codes::int4 && p.rows <= kFarRowsInt4 ? kFarInt4 : kAhead;
   for (int64_t b = 0; b < blocks; ++b) {
     const layout::BlockPlace place = layout::block_place(p.format, p.padded, b);
     Strip s{};

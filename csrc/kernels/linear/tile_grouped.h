@@ -10,6 +10,7 @@ namespace {
 
 // One line of each kind of grouped code: 4 k of int8, or 8 k of int4 in two halves.
 struct GroupedS8 {
+  static constexpr bool kFar = false;
   static constexpr bool kTwoLevels = false;
   static f32x16 factor(const uint8_t* strip, int64_t group) {
     return load_as_f32(reinterpret_cast<const layout::float16*>(strip) + group * layout::kStripColumns);
@@ -36,6 +37,7 @@ struct GroupedS8 {
 };
 
 struct GroupedU4 {
+  static constexpr bool kFar = true;
   static constexpr bool kTwoLevels = true;
   static f32x16 factor(const uint8_t* strip, int64_t group) {
     const uint8_t* multipliers = strip + layout::kMultipliersOffset + group * layout::kStripColumns;
@@ -103,9 +105,10 @@ struct TileGrouped {
         for (int v = 0; v < Vectors; ++v)
           sum[r][v] = Kind::template start<I32>(s, v, group, s.act_sum[r * s.sums + group]);
       }
-      prefetch_stream<Vectors>(s, done + group);  // for the scales between the lines
+      constexpr int kLevel = Kind::kFar && Rows <= kFarRowsInt4 ? 2 : 1;
+      prefetch_stream<Vectors, kLevel>(s, done + group);  // for the scales between the lines
       const auto next_line = [&] {
-        prefetch_stream<Vectors>(s, ++done + group);
+        prefetch_stream<Vectors, kLevel>(s, ++done + group);
         Kind::add_line(s, weight, act, sum);
         weight += layout::kLineBytes;
         act += Kind::kActPerLine;
