@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "layout/element.h"
 #include "runtime/parallel.h"
 
 namespace torch_cpullm::comm {
@@ -48,7 +49,7 @@ struct Interrupted : Failure {
   using Failure::Failure;
 };
 
-// What a collective leaves to be read, until this rank's next-but-one `part`.
+// What a collective leaves to be read, until this rank's next `run`: the next part may be written meanwhile.
 struct Parts {
   std::array<const std::byte*, kMostRanks> part;
   int count = 0;  // 0: it failed
@@ -105,5 +106,10 @@ class Group {
   Parts parts_;
   std::exception_ptr failure_;
 };
+
+// out = residual + what an all_reduce left (null data: no residual, which is of out's type): each member its share of
+// the elements, in float, rounded once. Nothing is written after a failure.
+void add_parts(const runtime::Team& team, const Message& message, const Parts& parts, layout::ConstElements residual,
+               layout::Elements out);
 
 }  // namespace torch_cpullm::comm

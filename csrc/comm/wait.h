@@ -8,7 +8,7 @@
 
 namespace torch_cpullm::comm {
 
-// Other processes of this host that are waited for, each with its rank, watched by pidfd.
+// Other processes of this host, each with its rank, watched by pidfd.
 class Peers {
  public:
   Peers() = default;
@@ -16,14 +16,15 @@ class Peers {
   Peers& operator=(const Peers&) = delete;
   ~Peers();
 
-  // Throws Failure when the process is gone already. Kernels without pidfd_open (before 5.3): not watched.
+  // Kernels without pidfd_open (before 5.3): not watched.
   void watch(int rank, int pid);
-  // The rank of a process that has ended, or -1.
-  int gone() const;
+  bool watches(int rank) const;
+  // Whether the process of this rank has ended. It may have done its part before that.
+  bool gone(int rank) const;
 
  private:
   struct Peer {
-    int rank, descriptor;
+    int rank, descriptor;  // -1: it was gone before it could be watched
   };
   std::vector<Peer> peers_;
 };
@@ -35,27 +36,46 @@ void set_interrupt_check(InterruptCheck check);
 // "all_reduce of 4096 bfloat16"
 std::string describe(const Message& message);
 
-// One wait. `turn` is called between two looks at what is waited for: it pauses, after a while yields the CPU, and in
-// the end looks after the peers, Ctrl-C and the time, and throws.
+// The waiting of one collective. Patience is spent on time in which this process ran: when all ranks are stopped and
+// continued, nobody is late.
 class Wait {
  public:
-  Wait(const Peers& peers, std::chrono::milliseconds patience) : peers_(peers), patience_(patience) {}
+  // crowded: there are more ranks than CPUs, so the one that is waited for may need this one.
+  Wait(const Message& message, std::chrono::milliseconds patience, bool crowded)
+      : message_(message), patience_(patience), pauses_(crowded ? kPausesCrowded : kPauses) {}
 
-  // whom() ends the sentence "waited 5 s for ...", say "rank 1"; it is asked only when there is something to say.
-  template <class Whom>
-  void turn(const Message& message, const Whom& whom) {
-    if (!pause()) look_after(message, whom());
+  // Returns when done(), and throws Failure when that is hopeless: trouble() says why, or nothing ("") while it is not.
+  // done() is asked once more behind it, since a rank that did its part may end, and whoever was stopped may be late
+  // himself. whom() ends the sentence "waited 5 s for ...", say "rank 1".
+  template <class Done, class Trouble, class Whom>
+  void until(const Done& done, const Trouble& trouble, const Whom& whom) {
+    while (!done()) {
+      if (pause()) continue;
+      stop_if_interrupted();
+      std::string reason = trouble();
+      if (reason.empty() && patience_is_over()) reason = too_late(whom());
+      if (!reason.empty() && !done()) throw Failure(describe(message_) + ": " + reason);
+    }
   }
 
  private:
+  // About 60 us of pauses: longer than another rank's share of a layer differs from ours. After that the CPU may be
+  // what the other rank is waiting for.
+  static constexpr int64_t kPauses = 2048;
+  // 1 us: the time of the two system calls that giving the CPU away costs.
+  static constexpr int64_t kPausesCrowded = 32;
+
   // False when it is time for a look at more than what is waited for.
   bool pause();
-  void look_after(const Message& message, const std::string& whom);
+  void stop_if_interrupted() const;
+  bool patience_is_over();
+  std::string too_late(const std::string& whom) const;
 
-  const Peers& peers_;
+  const Message& message_;
   std::chrono::milliseconds patience_;
-  std::chrono::steady_clock::time_point begin_{};  // of the first look
-  int64_t turns_ = 0;
+  int64_t pauses_, turns_ = 0;
+  std::chrono::steady_clock::time_point last_look_{};
+  std::chrono::steady_clock::duration waited_{};
 };
 
 }  // namespace torch_cpullm::comm
