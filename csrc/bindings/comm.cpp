@@ -1,13 +1,12 @@
 // Collectives between ranks, over any transport, and the groups of shared memory.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
 #include "bindings/check.h"
+#include "bindings/comm_errors.h"
 #include "bindings/ops.h"
 #include "comm/registry.h"
 #include "comm/shm_group.h"
@@ -21,20 +20,6 @@ using runtime::Team;
 
 // Copying and summing 256 KiB takes some 20 us; opening a parallel region and its barriers about 5.
 constexpr int64_t kTeamBytes = int64_t{256} << 10;
-
-// What goes wrong between ranks as Python knows it: DistBackendError, and its base for Ctrl-C.
-template <class Body>
-auto translated(const Body& body) {
-  try {
-    return body();
-  } catch (const comm::Interrupted& interrupted) {
-    C10_THROW_ERROR(DistError, interrupted.what());
-  } catch (const comm::Failure& failure) {
-    C10_THROW_ERROR(DistBackendError, failure.what());
-  } catch (const std::out_of_range& unknown) {
-    C10_THROW_ERROR(ValueError, unknown.what());
-  }
-}
 
 template <class Body>
 void on_team(int64_t bytes, const Body& body) {
@@ -67,11 +52,6 @@ void check_contiguous(const at::Tensor& x, const char* name) {
 comm::Type type_of(const at::Tensor& x) {
   const at::ScalarType type = x.scalar_type();
   return type == at::kBFloat16 ? comm::Type::bf16 : type == at::kHalf ? comm::Type::f16 : comm::Type::f32;
-}
-
-std::chrono::milliseconds check_timeout(double timeout_s) {
-  TORCH_CHECK_VALUE(timeout_s > 0 && timeout_s < 1e6, "timeout_s: expected seconds above 0, got ", timeout_s);
-  return std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1000) + 1);
 }
 
 }  // namespace

@@ -98,6 +98,11 @@ TORCH_LIBRARY(torch_cpullm, m) {
   // Shared memory of one host: rank 0 creates, the others open what it hands them (pid, descriptor, token).
   m.def("shm_create(int size, int part_bytes, float timeout_s) -> (int group, int pid, int descriptor, int token)");
   m.def("shm_open(int pid, int descriptor, int token, int rank, float timeout_s) -> int");
+  // Any hosts: rank 0 starts and hands the address to the others; `library` is the path of _ccl.so. gloo: a process
+  // group of torch by its name. pids[rank]: 0 where it cannot be watched; crowded: ranks share CPUs.
+  m.def("ccl_start(str library) -> Tensor address");
+  m.def("open_ccl(str library, Tensor address, int rank, int[] pids, float timeout_s, bool crowded) -> int");
+  m.def("open_gloo(str name, int[] pids, float timeout_s, bool crowded) -> int");
 
   // The machine's limits: bytes/s over a float32 buffer; operations/s of f32, bf16 or int8 multiply-adds (0: the CPU
   // has no such instruction); seconds for a cache line to another thread and back.
@@ -146,6 +151,9 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CompositeExplicitAutograd, m) {
   m.impl("kv_layer_bytes", torch_cpullm::bindings::kv_layer_bytes);
   m.impl("kv_page_tokens", torch_cpullm::bindings::kv_page_tokens);
   m.impl("barrier", torch_cpullm::bindings::barrier);
+  m.impl("ccl_start", torch_cpullm::bindings::ccl_start);
+  m.impl("open_ccl", torch_cpullm::bindings::open_ccl);
+  m.impl("open_gloo", torch_cpullm::bindings::open_gloo);
   m.impl("close_group", torch_cpullm::bindings::close_group);
   m.impl("group_info", torch_cpullm::bindings::group_info);
   m.impl("shm_create", torch_cpullm::bindings::shm_create);

@@ -85,6 +85,12 @@ std::tuple<std::string, int64_t, int64_t> group_info(int64_t number);
 std::tuple<int64_t, int64_t, int64_t, int64_t> shm_create(int64_t size, int64_t part_bytes, double timeout_s);
 int64_t shm_open(int64_t pid, int64_t descriptor, int64_t token, int64_t rank, double timeout_s);
 
+// comm_open.cpp
+at::Tensor ccl_start(const std::string& library);
+int64_t open_ccl(const std::string& library, const at::Tensor& address, int64_t rank, at::IntArrayRef pids,
+                 double timeout_s, bool crowded);
+int64_t open_gloo(const std::string& name, at::IntArrayRef pids, double timeout_s, bool crowded);
+
 // introspect.cpp
 std::string isa_level();
 int64_t scratch_bytes();

@@ -35,7 +35,7 @@ Parts Group::run(const runtime::Team& team, const Message& message) noexcept {
   if (parts_.sliced) {
     sum_own_slice(team, message);
     team.barrier();
-    if (team.rank == 0) guarded([&] { meet(message); });
+    if (team.rank == 0) guarded([&] { meet(message, parts_); });
     team.barrier();
   }
   return parts_;

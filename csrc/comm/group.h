@@ -95,8 +95,8 @@ class Group {
   // written. `sliced` in the answer asks for the second phase: each rank sums its slice into its own part, and `meet`
   // follows.
   virtual Parts exchange(const Message& message) = 0;
-  // Returns when all ranks have come this far.
-  virtual void meet(const Message& message) = 0;
+  // Returns when all ranks have come this far. The finished slices are where `parts` has them, or is made to.
+  virtual void meet(const Message& message, Parts& parts) = 0;
   // Sums every part over this rank's slice into its own part; shared out over the team.
   void sum_own_slice(const runtime::Team& team, const Message& message) const;
 

@@ -104,7 +104,7 @@ Parts ShmGroup::exchange(const Message& message) {
   return parts;
 }
 
-void ShmGroup::meet(const Message& message) {
+void ShmGroup::meet(const Message& message, Parts&) {
   segment_.seat(rank()).summed.store(round_, std::memory_order_release);
   tell_failure([&] {
     wait_for_all(message, [&](const Seat& seat) { return seat.summed.load(std::memory_order_acquire) >= round_; });

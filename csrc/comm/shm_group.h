@@ -22,7 +22,7 @@ class ShmGroup final : public Group {
 
  protected:
   Parts exchange(const Message& message) override;
-  void meet(const Message& message) override;
+  void meet(const Message& message, Parts& parts) override;
 
  private:
   // Runs a step; if it throws, the other ranks are told.
