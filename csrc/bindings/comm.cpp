@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "bindings/check.h"
@@ -70,8 +71,9 @@ comm::Type type_of(const at::Tensor& x) {
 }
 
 std::chrono::milliseconds check_timeout(double timeout_s) {
-  TORCH_CHECK_VALUE(timeout_s > 0 && timeout_s < 1e6, "timeout_s: expected seconds above 0, got ", timeout_s);
-  return std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1000) + 1);
+  TORCH_CHECK_VALUE(timeout_s >= 0.001 && timeout_s < 1e6, "timeout_s: expected 0.001 seconds or more, got ",
+                    timeout_s);
+  return std::chrono::milliseconds(std::llround(timeout_s * 1000));
 }
 
 }  // namespace
