@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <chrono>
+#include <cmath>
 #include <stdexcept>
 
 #include "comm/group.h"
@@ -24,8 +25,9 @@ auto translated(const Body& body) {
 }
 
 inline std::chrono::milliseconds check_timeout(double timeout_s) {
-  TORCH_CHECK_VALUE(timeout_s > 0 && timeout_s < 1e6, "timeout_s: expected seconds above 0, got ", timeout_s);
-  return std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1000) + 1);
+  TORCH_CHECK_VALUE(timeout_s >= 0.001 && timeout_s < 1e6, "timeout_s: expected 0.001 seconds or more, got ",
+                    timeout_s);
+  return std::chrono::milliseconds(std::llround(timeout_s * 1000));
 }
 
 }  // namespace torch_cpullm::bindings

@@ -6,7 +6,7 @@
 //   projection -> part()            run()                      each member: out = residual + sum of parts
 //                 [rank 0][rank 1]  every rank's is written
 //
-// A message of up to a megabyte or so takes one wait: every rank sums all parts by itself. In a larger one each rank
+// A small message takes one wait: every rank sums all parts by itself. In a larger one, among many ranks, each rank
 // sums a slice of them, and a second wait later all read the slices. Parts are summed in the order of ranks, in float:
 // the same bits on all of them.
 #pragma once
