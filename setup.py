@@ -220,7 +220,8 @@ def main() -> None:
         def build_extension(self, ext: Extension) -> None:
             library = LIBRARIES[ext.name](Path(os.path.relpath(self.get_ext_fullpath(ext.name))))
             if library is None:
-                print(f"torch_cpullm: built without oneCCL; to have it, pip install {CCL_PACKAGE}==2021.13.1 and build again")
+                remedy = f"pip install {CCL_PACKAGE}==2021.13.1 and build again"
+                sys.stdout.write(f"torch_cpullm: built without oneCCL; to have it, {remedy}\n")
                 return
             folder, ninja, jobs = Path(self.build_temp) / ext.name, find_ninja(), os.environ.get("MAX_JOBS")
             folder.mkdir(parents=True, exist_ok=True)

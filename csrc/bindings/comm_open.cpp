@@ -40,6 +40,12 @@ class GlooGroup final : public comm::GatherGroup {
     return State::done;
   }
 
+  // gloo ends the process (std::terminate, in a thread of its own) when a rank sends more than another one expects.
+  comm::Parts exchange(const comm::Message& message) override {
+    check(message);
+    return GatherGroup::exchange(message);
+  }
+
   std::string fault() const override {
     try {
       std::rethrow_exception(work_->exception());

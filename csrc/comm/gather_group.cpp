@@ -83,12 +83,17 @@ void GatherGroup::gather(std::byte* blocks, int64_t block_bytes, const Message& 
   for (int other = 0; other < size(); ++other) ticket(other).round = 0;  // not come yet
   ticket(rank()) = {round_, message};
   complete(message, [&] { begin_gather(blocks, block_bytes); });
-  for (int other = 0; other < size(); ++other) {
-    const Ticket& theirs = ticket(other);
-    if (theirs.round != round_)
+  for (int other = 0; other < size(); ++other)
+    if (ticket(other).round != round_)
       throw Failure(describe(message) + ": rank " + std::to_string(other) + " is in another collective than rank " +
                     std::to_string(rank()) + "; make the same calls on all ranks");
-    if (theirs.message != message)
+  compare(message);
+}
+
+void GatherGroup::compare(const Message& message) const {
+  for (int other = 0; other < size(); ++other) {
+    const Ticket& theirs = ticket(other);
+    if (theirs.round == round_ && theirs.message != message)
       throw Failure(describe(message) + ": rank " + std::to_string(other) + " asked for another shape, " +
                     describe(theirs.message) + "; call with the same on all ranks");
   }
@@ -98,9 +103,10 @@ void GatherGroup::wait(const Message& message) {
   State state = State::running;
   Wait(message, patience_.duration, patience_.crowded)
       .until([&] { return (state = test()) != State::running; }, [&] { return trouble(); }, [&] { return missing(); });
-  if (state == State::failed)
-    throw Failure(describe(message) + ": no answer from " + missing() +
-                  "; has it asked for another shape, or lost the network? (" + transport() + ": " + fault() + ")");
+  if (state != State::failed) return;
+  compare(message);  // of a part that is too long the ticket comes all the same
+  throw Failure(describe(message) + ": no answer from " + missing() +
+                "; has it ended, lost the network, or asked for another shape? (" + transport() + ": " + fault() + ")");
 }
 
 std::string GatherGroup::trouble() {

@@ -81,6 +81,8 @@ class GatherGroup : public Group {
   struct Ticket;
   Ticket& ticket(int rank) const;
   void gather(std::byte* blocks, int64_t block_bytes, const Message& message);
+  // Throws Failure for a ticket that has come and asks for something else.
+  void compare(const Message& message) const;
   void wait(const Message& message);
   std::string trouble();
   // "rank 1, rank 3": whose tickets have not come.
