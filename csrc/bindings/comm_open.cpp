@@ -21,11 +21,6 @@ class GlooGroup final : public comm::GatherGroup {
       : GatherGroup("gloo", backend->getRank(), backend->getSize(), std::move(patience)),
         backend_(std::move(backend)) {}
 
-  // Destroying the backend joins threads that may still wait for a rank that is gone.
-  ~GlooGroup() override {
-    if (work_) (void)backend_.release();
-  }
-
  protected:
   void begin_gather(std::byte* blocks, int64_t bytes) override {
     at::Tensor all = at::from_blob(blocks, {bytes * size()}, at::kByte);
@@ -44,6 +39,13 @@ class GlooGroup final : public comm::GatherGroup {
   comm::Parts exchange(const comm::Message& message) override {
     check(message);
     return GatherGroup::exchange(message);
+  }
+
+  // Destroying them joins threads that may still wait for a rank that is gone.
+  void abandon() override {
+    GatherGroup::abandon();
+    (void)work_.release();
+    (void)backend_.release();
   }
 
   std::string fault() const override {
@@ -91,7 +93,7 @@ int64_t open_ccl(const std::string& library, const at::Tensor& address, int64_t 
   check_seat(rank, size, pids);
   const comm::Patience patience = patience_of(timeout_s, pids, crowded);
   return translated([&] {
-    const comm::Ccl& ccl = comm::Ccl::open(library);
+    comm::Ccl& ccl = comm::Ccl::open(library);
     const std::string where(static_cast<const char*>(address.const_data_ptr()), ccl::kAddressBytes);
     ccl::Communicator* communicator = ccl.join(where, static_cast<int>(rank), static_cast<int>(size));
     return comm::add(

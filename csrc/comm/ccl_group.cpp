@@ -27,34 +27,48 @@ size_t length(Range range) { return static_cast<size_t>(range.end - range.begin)
 
 }  // namespace
 
-const Ccl& Ccl::open(const std::string& path) {
-  static const Ccl it = [&] {
+Ccl& Ccl::open(const std::string& path) {
+  static Ccl it([&] {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) throw Failure(std::string("oneCCL: ") + dlerror());
     const auto entry = reinterpret_cast<ccl::Entry>(dlsym(library, ccl::kEntry));
     if (!entry) throw Failure(std::string("oneCCL: ") + dlerror());
-    return Ccl(entry());
-  }();
+    return entry();
+  }());
   return it;
 }
 
+void Ccl::check_unspoilt() const {
+  if (spoilt_)
+    throw Failure(
+        "oneCCL: a collective of this process has failed before, and oneCCL cannot go on after that; start the "
+        "ranks again");
+}
+
 std::string Ccl::start() const {
+  check_unspoilt();
   std::string address(ccl::kAddressBytes, '\0');
   if (functions_->start(address.data()) == ccl::State::failed) throw Failure(functions_->error());
   return address;
 }
 
 ccl::Communicator* Ccl::join(const std::string& address, int rank, int size) const {
+  check_unspoilt();
   ccl::Communicator* communicator = functions_->join(address.data(), rank, size);
   if (!communicator) throw Failure(functions_->error());
   return communicator;
 }
 
-CclGroup::CclGroup(const Ccl& library, ccl::Communicator* communicator, int rank, int size, Patience patience)
-    : GatherGroup("ccl", rank, size, std::move(patience)), ccl_(library.functions()), communicator_(communicator) {}
+CclGroup::CclGroup(Ccl& library, ccl::Communicator* communicator, int rank, int size, Patience patience)
+    : GatherGroup("ccl", rank, size, std::move(patience)),
+      library_(library),
+      ccl_(library.functions()),
+      communicator_(communicator) {}
 
-CclGroup::~CclGroup() {
-  if (request_) slices_.abandon();
+void CclGroup::abandon() {
+  GatherGroup::abandon();
+  slices_.abandon();
+  library_.spoil();
 }
 
 void CclGroup::begun(ccl::Request* request) {
@@ -63,6 +77,7 @@ void CclGroup::begun(ccl::Request* request) {
 }
 
 void CclGroup::begin_gather(std::byte* blocks, int64_t bytes) {
+  library_.check_unspoilt();
   const std::vector<size_t> all(static_cast<size_t>(size()), static_cast<size_t>(bytes));
   begun(ccl_.all_gather(communicator_, blocks + bytes * rank(), blocks, all.data()));
 }

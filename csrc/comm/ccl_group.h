@@ -1,6 +1,7 @@
 // Ranks on any hosts, through oneCCL over the network. _C.so is neither compiled nor linked with it: _ccl.so is opened
 // when the first group is.
 #pragma once
+#include <atomic>
 #include <string>
 
 #include "ccl/interface.h"
@@ -10,30 +11,36 @@ namespace torch_cpullm::comm {
 
 class Ccl {
  public:
-  // Opens the library at `path`, once in a process; throws Failure with the loader's words.
-  static const Ccl& open(const std::string& path);
+  // Opens the library at `path`, once in a process.
+  static Ccl& open(const std::string& path);
 
   // Where the other ranks find this one: ccl::kAddressBytes bytes.
   std::string start() const;
-  // Blocks until all ranks have come.
+  // Blocks until all ranks have come. All three throw Failure.
   ccl::Communicator* join(const std::string& address, int rank, int size) const;
+
+  // A collective that was begun and never done spoils all later ones, those of other groups as well (measured: wrong
+  // completions). No group begins one after it.
+  void spoil() { spoilt_ = true; }
+  void check_unspoilt() const;
 
   const ccl::Functions& functions() const { return *functions_; }
 
  private:
   explicit Ccl(const ccl::Functions* functions) : functions_(functions) {}
   const ccl::Functions* functions_;
+  std::atomic<bool> spoilt_{false};
 };
 
 class CclGroup final : public GatherGroup {
  public:
-  CclGroup(const Ccl& library, ccl::Communicator* communicator, int rank, int size, Patience patience);
-  ~CclGroup() override;
+  CclGroup(Ccl& library, ccl::Communicator* communicator, int rank, int size, Patience patience);
 
  protected:
   void begin_gather(std::byte* blocks, int64_t bytes) override;
   State test() override;
   std::string fault() const override;
+  void abandon() override;
 
   // Long messages are summed in slices:
   //
@@ -46,6 +53,7 @@ class CclGroup final : public GatherGroup {
  private:
   void begun(ccl::Request* request);
 
+  Ccl& library_;
   const ccl::Functions& ccl_;
   ccl::Communicator* communicator_;  // never destroyed: that waits for ranks that may be gone
   ccl::Request* request_ = nullptr;

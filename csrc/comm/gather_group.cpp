@@ -42,8 +42,7 @@ GatherGroup::GatherGroup(std::string transport, int rank, int size, Patience pat
       peers_.watch(other, static_cast<int>(pid));
 }
 
-GatherGroup::~GatherGroup() {
-  if (!busy_) return;
+void GatherGroup::abandon() {
   memory_[0].abandon();
   memory_[1].abandon();
   tickets_.abandon();
@@ -102,7 +101,11 @@ void GatherGroup::compare(const Message& message) const {
 void GatherGroup::wait(const Message& message) {
   State state = State::running;
   Wait(message, patience_.duration, patience_.crowded)
-      .until([&] { return (state = test()) != State::running; }, [&] { return trouble(); }, [&] { return missing(); });
+      .until([&] { return (state = test()) != State::running; }, [&] { return trouble(); },
+             [&] {
+               compare(message);
+               return missing();
+             });
   if (state != State::failed) return;
   compare(message);  // of a part that is too long the ticket comes all the same
   throw Failure(describe(message) + ": no answer from " + missing() +

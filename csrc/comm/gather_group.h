@@ -44,7 +44,6 @@ class GrowingMemory {
 
 class GatherGroup : public Group {
  public:
-  ~GatherGroup() override;
   // The two buffers hold a block of every rank: 256 MB with 2 ranks, of which only what was used is memory.
   int64_t most_bytes() const override { return int64_t{64} << 20; }
   std::byte* part(int64_t bytes) override;
@@ -66,14 +65,19 @@ class GatherGroup : public Group {
 
   // Throws Failure if not all ranks want this. For a message whose parts go another way.
   void check(const Message& message);
-  // begin(), and then returns when that is done. A failure in between leaves the memory to the library, for good.
+  // begin(), and then returns when that is done.
   template <class Begin>
   void complete(const Message& message, const Begin& begin) {
-    busy_ = true;
-    begin();
-    wait(message);
-    busy_ = false;
+    try {
+      begin();
+      wait(message);
+    } catch (...) {
+      abandon();
+      throw;
+    }
   }
+  // After a failure the library may go on reading and writing: leaves it everything, for good.
+  virtual void abandon();
 
   std::byte* own_part() const { return part_; }
 
@@ -97,7 +101,6 @@ class GatherGroup : public Group {
   int64_t block_bytes_ = 0;
   uint64_t round_ = 0;
   int64_t looks_after_end_ = 0;
-  bool busy_ = false;
 };
 
 }  // namespace torch_cpullm::comm

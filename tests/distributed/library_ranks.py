@@ -27,6 +27,8 @@ SHORT_S = 2.0  # of collectives that shall fail
 # Around a line of 64 bytes, and around the border of 256 KiB where 4 ranks begin to sum slices; then 8 MB.
 SIZES = [1, 3, 15, 16, 17, 4096, (256 << 10) // 4, (256 << 10) // 4 + 1, (256 << 10) // 2 + 1, 300_001]
 LONGEST = 2_000_003
+# What a rank may want else. Where as many bytes are on the way, many groups can fail in one process.
+KINDS = [("shape", "dtype", "operation", "root"), ("longer",), ("much longer",), ("long ones",)]
 
 
 def all_that_works(rank, size, store, transport):
@@ -76,23 +78,23 @@ def two_jobs(rank, store, transport):
     return faults
 
 
-def another_tensor(rank, size, store, transport):
+def another_tensor(rank, size, store, transport, kinds):
     """The last rank asks for something else than the others, each time in a new group; then the group refuses."""
     odd = int(rank == size - 1)
     four, many = torch.zeros(4), torch.zeros(LONGEST)
     calls = {
-        "shape": lambda group: comm.all_reduce_(torch.zeros(8) if odd else four, group),
+        "shape": lambda group: comm.all_reduce_(torch.zeros(5) if odd else four, group),
         "longer": lambda group: comm.all_reduce_(torch.zeros(5000) if odd else four, group),
         "much longer": lambda group: comm.all_reduce_(many if odd else four, group),
         "long ones": lambda group: comm.all_reduce_(many[:-100] if odd else many, group),
         "dtype": lambda group: comm.all_reduce_(four.bfloat16() if odd else four, group),
-        "operation": lambda group: comm.barrier(group) if odd else comm.all_reduce_(four, group),
+        "operation": lambda group: comm.all_gather(four, group) if odd else comm.all_reduce_(four, group),
         "root": lambda group: comm.broadcast_(four, odd, group),
     }
     texts = {}
-    for kind, call in calls.items():
+    for kind in kinds:
         group = OPEN[transport](PrefixStore(kind, store), rank, size, SHORT_S)
-        texts[kind] = [error_of(call, group)[0], error_of(comm.barrier, group)[0]]
+        texts[kind] = [error_of(calls[kind], group)[0], error_of(comm.barrier, group)[0]]
         comm.close_group(group)
     return texts
 

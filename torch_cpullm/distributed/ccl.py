@@ -60,7 +60,8 @@ def open_ccl_group(store: Store, rank: int, size: int, timeout_s: float) -> int:
     """Return the number of a new group, when all ranks have it; or raise on all of them.
 
     Between hosts oneCCL goes by the interface that leads to MASTER_ADDR. It reads its variables once: where a process
-    opens several groups, one of ranks on several hosts has to be the first.
+    opens several groups, one of ranks on several hosts has to be the first. When a collective was left halfway, by a
+    timeout or by Ctrl-C, no group over oneCCL works in this process any more.
 
     Args:
         store: shared by these ranks, and empty of other groups' keys: `PrefixStore(name, store)` makes it so.
@@ -95,8 +96,8 @@ def _variables(ccl: Ccl, seats: Seats) -> dict[str, str]:
         "CCL_OFI_LIBRARY_PATH": str(ccl.fabric),
         "FI_PROVIDER_PATH": str(ccl.providers),
         "FI_PROVIDER": "tcp",
-        # Its shared memory takes 5 instead of 9 us, but leaves 64 MB in /dev/shm when a rank is killed, and also when it
-        # exits with a communicator. Ranks of one host have a faster way: "shm".
+        # Its shared memory takes 5 instead of 9 us, but leaves 64 MB in /dev/shm when a rank is killed, and also when
+        # it exits with a communicator. Ranks of one host have a faster way: "shm".
         "CCL_ATL_SHM": "0",
         "CCL_PROCESS_LAUNCHER": "none",
         "CCL_LOCAL_RANK": str(neighbours.index(seats.rank)),

@@ -33,7 +33,8 @@ def open_gloo_group(store: Store, rank: int, size: int, timeout_s: float) -> int
         ConfigError: no network interface leads to the others.
     """
     seats = meet(store, rank, size)
-    options: Any = ProcessGroupGloo.Options()
+    gloo: Any = ProcessGroupGloo  # whose stubs leave out what follows
+    options = gloo._Options()
     # For connecting, too. What a collective waits is up to the group, so this one only has to be longer.
     options._timeout = timedelta(seconds=max(_CONNECT_S, 2 * timeout_s))
     chosen = config.environment().get("GLOO_SOCKET_IFNAME")
