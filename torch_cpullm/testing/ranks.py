@@ -24,7 +24,7 @@ _SECONDS_TO_EXIT = 300.0
 
 
 def run_ranks(
-    function: RankFunction, size: int, *arguments: Any, timeout_s: float = 300.0, lost: Collection[int] = ()
+    function: RankFunction, size: int, *arguments: Any, timeout_s: float = 900.0, lost: Collection[int] = ()
 ) -> list[Any]:
     """Call function(rank, size, store, *arguments) in `size` new processes; return the results in the order of ranks.
 
@@ -106,7 +106,7 @@ def _be_rank(
 ) -> None:
     torch.set_num_threads(threads)
     try:
-        store: Store = TCPStore(_HOST, port, is_master=False, timeout=timedelta(seconds=300))
+        store: Store = TCPStore(_HOST, port, is_master=False, timeout=timedelta(seconds=900))
         result = io.BytesIO()
         torch.save(function(rank, size, store, *arguments), result)
         answer.send(("", result.getvalue()))
