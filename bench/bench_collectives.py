@@ -26,6 +26,8 @@ from rich.table import Table
 from torch.distributed import PrefixStore, Store
 
 from bench.header import header
+from torch_cpullm.distributed.ccl import open_ccl
+from torch_cpullm.distributed.gloo import open_gloo
 from torch_cpullm.distributed.shm import open_shm
 from torch_cpullm.errors import CollectiveError
 from torch_cpullm.ops.comm import all_reduce_, barrier
@@ -45,7 +47,7 @@ Opener = Callable[[Store, int, int, float], int]
 
 def transports() -> dict[str, Opener]:
     """How each transport's group is opened: (store, rank, size, timeout) -> number."""
-    return {"shm": open_shm}
+    return {"shm": open_shm, "ccl": open_ccl, "gloo": open_gloo}
 
 
 def opened(rank: int, size: int, store: Store) -> dict[str, int]:

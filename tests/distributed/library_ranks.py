@@ -17,12 +17,12 @@ from tests.ops.comm_ranks import (
     error_of,
 )
 from torch_cpullm.distributed import ccl
-from torch_cpullm.distributed.ccl import open_ccl_group
-from torch_cpullm.distributed.gloo import open_gloo_group
+from torch_cpullm.distributed.ccl import open_ccl
+from torch_cpullm.distributed.gloo import open_gloo
 from torch_cpullm.errors import CollectiveError
 from torch_cpullm.ops import comm
 
-OPEN = {"ccl": open_ccl_group, "gloo": open_gloo_group}
+OPEN = {"ccl": open_ccl, "gloo": open_gloo}
 SHORT_S = 2.0  # of collectives that shall fail
 # Around a line of 64 bytes, and around the border of 256 KiB where 4 ranks begin to sum slices; then 8 MB.
 SIZES = [1, 3, 15, 16, 17, 4096, (256 << 10) // 4, (256 << 10) // 4 + 1, (256 << 10) // 2 + 1, 300_001]
@@ -117,7 +117,7 @@ def without_oneccl(rank, size, store):
     if rank == 1:
         ccl._LIBRARY = ("a package that is not installed", "libccl.so.1")
     try:
-        open_ccl_group(PrefixStore("missing", store), rank, size, SHORT_S)
+        open_ccl(PrefixStore("missing", store), rank, size, SHORT_S)
     except CollectiveError as error:
         return str(error)
     return "nothing was raised"

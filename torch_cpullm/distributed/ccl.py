@@ -12,7 +12,7 @@ from torch.distributed.distributed_c10d import Store
 from torch_cpullm import config
 from torch_cpullm.distributed.seats import Seats, agree, meet
 from torch_cpullm.errors import ConfigError
-from torch_cpullm.ops.comm_open import ccl_start, open_ccl
+from torch_cpullm.ops import comm_open
 
 _LIBRARY = ("oneccl-devel", "ccl/cpu/lib/libccl.so.1")  # package, and the end of a path in it
 _FABRIC = ("impi-rt", "libfabric/libfabric.so.1")
@@ -56,7 +56,7 @@ def find_ccl() -> Ccl:
     )
 
 
-def open_ccl_group(store: Store, rank: int, size: int, timeout_s: float) -> int:
+def open_ccl(store: Store, rank: int, size: int, timeout_s: float) -> int:
     """Return the number of a new group, when all ranks have it; or raise on all of them.
 
     Between hosts oneCCL goes by the interface that leads to MASTER_ADDR. It reads its variables once: where a process
@@ -85,8 +85,10 @@ def open_ccl_group(store: Store, rank: int, size: int, timeout_s: float) -> int:
         # First, so that whatever else asks for a libccl.so.1 gets this one.
         ctypes.CDLL(str(found.library), ctypes.RTLD_GLOBAL)
         if rank == 0:
-            store.set("address", ccl_start(found.border).hex())
-        return open_ccl(found.border, bytes.fromhex(store.get("address").decode()), rank, seats.patience(timeout_s))
+            store.set("address", comm_open.ccl_start(found.border).hex())
+        return comm_open.open_ccl(
+            found.border, bytes.fromhex(store.get("address").decode()), rank, seats.patience(timeout_s)
+        )
 
 
 def _variables(ccl: Ccl, seats: Seats) -> dict[str, str]:

@@ -13,12 +13,12 @@ from torch.distributed.distributed_c10d import GroupName, Store
 
 from torch_cpullm import config
 from torch_cpullm.distributed.seats import meet
-from torch_cpullm.ops.comm_open import open_gloo
+from torch_cpullm.ops import comm_open
 
 _CONNECT_S = 300.0
 
 
-def open_gloo_group(store: Store, rank: int, size: int, timeout_s: float) -> int:
+def open_gloo(store: Store, rank: int, size: int, timeout_s: float) -> int:
     """Return the number of a new group, when all ranks have it.
 
     It is none of the process groups that `torch.distributed` lists, and needs no `init_process_group`.
@@ -51,6 +51,6 @@ def open_gloo_group(store: Store, rank: int, size: int, timeout_s: float) -> int
     name = GroupName(f"torch_cpullm/{uuid.uuid4()}")
     _register_process_group(name, group)
     try:
-        return open_gloo(name, seats.patience(timeout_s))
+        return comm_open.open_gloo(name, seats.patience(timeout_s))
     finally:
         _unregister_process_group(name)
