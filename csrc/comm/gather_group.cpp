@@ -101,21 +101,23 @@ void GatherGroup::compare(const Message& message) const {
 void GatherGroup::wait(const Message& message) {
   State state = State::running;
   Wait(message, patience_.duration, patience_.crowded)
-      .until([&] { return (state = test()) != State::running; }, [&] { return trouble(); },
+      .until([&] { return (state = test()) != State::running; }, [&] { return trouble(message); },
              [&] {
                compare(message);
                return missing();
              });
   if (state != State::failed) return;
-  compare(message);  // of a part that is too long the ticket comes all the same
+  compare(message);
   throw Failure(describe(message) + ": no answer from " + missing() +
                 "; has it ended, lost the network, or asked for another shape? (" + transport() + ": " + fault() + ")");
 }
 
-std::string GatherGroup::trouble() {
-  for (int other = 0; other < size(); ++other)
-    if (peers_.gone(other) && ++looks_after_end_ > kLooksAfterEnd)
-      return "rank " + std::to_string(other) + " has ended";
+std::string GatherGroup::trouble(const Message& message) {
+  for (int other = 0; other < size(); ++other) {
+    if (!peers_.gone(other) || ++looks_after_end_ <= kLooksAfterEnd) continue;
+    compare(message);
+    return "rank " + std::to_string(other) + " has ended";
+  }
   return {};
 }
 

@@ -85,10 +85,11 @@ class GatherGroup : public Group {
   struct Ticket;
   Ticket& ticket(int rank) const;
   void gather(std::byte* blocks, int64_t block_bytes, const Message& message);
-  // Throws Failure for a ticket that has come and asks for something else.
+  // Throws Failure for a ticket that has come and asks for something else: the reason behind most errors of a library,
+  // and behind some ranks that have ended. Not asked before there is trouble, as a ticket may have come in half.
   void compare(const Message& message) const;
   void wait(const Message& message);
-  std::string trouble();
+  std::string trouble(const Message& message);
   // "rank 1, rank 3": whose tickets have not come.
   std::string missing() const;
 

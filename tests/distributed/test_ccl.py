@@ -43,7 +43,8 @@ def test_every_operation_and_random_ones(size):
 def test_another_shape_is_told(kinds):
     for texts in run_ranks(library_ranks.another_tensor, 2, "ccl", kinds):
         for first, then in texts.values():
-            assert "asked for another shape" in first
+            # Where the sizes differ oneCCL loses the connection, and a rank that is told first may end first.
+            assert re.search("asked for another shape|has ended", first)
             assert then == first
 
 
