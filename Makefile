@@ -67,7 +67,7 @@ build: $(VENV)/.runtime
 	@$(PY) setup.py -q build_ext --inplace
 
 clean:  ## remove what was built; .venv and build/train (the checkpoints of a training run) stay
-	rm -rf build/lib* build/temp* build/bdist* build/sanitize torch_cpullm/_C*.so torch_cpullm.egg-info
+	rm -rf build/lib* build/temp* build/bdist* build/sanitize torch_cpullm/_*.so torch_cpullm.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .benchmarks .hypothesis
 
 $(VENV)/.created:

@@ -1,9 +1,10 @@
-"""Build torch_cpullm/_C.so: every csrc/**/*.cpp, in parallel and only what changed, by ninja.
+"""Build torch_cpullm/_C.so (every csrc/**/*.cpp) and _ccl.so (csrc/ccl, where oneCCL is), by ninja: only what changed.
 
     python setup.py preflight             one line that names what is missing, or silence; needs neither torch nor pip
     python setup.py build_ext --inplace   build into the working tree (what `make` calls; 0.2 s when nothing changed)
 
-_C.so only registers operators (TORCH_LIBRARY): torch.ops.load_library opens it, so no Python header is needed.
+_C.so only registers operators (TORCH_LIBRARY): torch.ops.load_library opens it, so no Python header is needed. _ccl.so
+is all that is compiled against oneCCL; without its headers everything else is built and works.
 
 Why not torch.utils.cpp_extension.BuildExtension: it imports torch and links every time (2.2 s with nothing to do),
 passes torch's headers with -I, where -Wshadow -Werror stops in them, prints 2 kB a file, and adds the flags that Python
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 SUPPORTED_PYTHON = ((3, 10), (3, 13))
 TESTED_GCC = ("12",)  # -Werror for these only: another one may warn about more, which must not stop a user's build
@@ -40,6 +41,11 @@ COMPILE_FLAGS = (
     "-Icsrc",
 )  # and no -march: one binary for all machines; kernels open target regions of their own (csrc/isa)
 LINK_FLAGS = ("-shared", "-fopenmp", "-Wl,--as-needed")
+# libccl.so.1 is the name of two libraries, and <prefix>/lib has the one for SYCL. DT_RPATH, unlike DT_RUNPATH, comes
+# before LD_LIBRARY_PATH, which may lead there; the path is from site-packages/torch_cpullm to the one for CPUs.
+CCL_LINK_FLAGS = ("-l:libccl.so.1", "-Wl,--disable-new-dtags,-rpath,$ORIGIN/../../../ccl/cpu/lib")
+CCL_FOLDER = Path("csrc/ccl")
+CCL_PACKAGE = "oneccl-devel"
 SANITIZE_FLAGS = (
     "-fno-sanitize=vptr",  # it wants type information that libtorch hides
     "-fno-sanitize-recover=all",
@@ -126,27 +132,61 @@ def find_ninja() -> str:
     return ninja
 
 
-def flags(compiler: "list[str]") -> "tuple[list[str], list[str]]":
-    """Return the flags to compile with and the flags to link with."""
+class Library(NamedTuple):
+    """A shared library: what it is made from, and the flags of its own to compile and to link with."""
+
+    target: Path
+    sources: "list[Path]"
+    to_compile: "list[str]"
+    to_link: "list[str]"
+
+
+def operators(target: Path) -> Library:
+    """Return _C.so: all sources but those of _ccl.so, with torch."""
     from importlib.metadata import version  # here: Python 3.7 has none, and must get as far as check_python
 
+    sources = sorted(path for path in Path("csrc").rglob("*.cpp") if CCL_FOLDER not in path.parents)
+    if not sources:
+        fail("no csrc/**/*.cpp here", f"run setup.py in the root of the repository, not in {Path.cwd()}")
     home = find_torch()
+    to_compile = ["-isystem", str(home / "include"), "-isystem", str(home / "include/torch/csrc/api/include")]
+    # On every command line, so that ninja compiles again when another torch is installed.
+    to_compile += [f'-DTORCH_CPULLM_BUILT_FOR="{version("torch")}"']
+    return Library(target, sources, to_compile, [f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"])
+
+
+def oneccl(target: Path) -> "Library | None":
+    """Return _ccl.so, or None where oneCCL's header or its library for CPUs is not installed."""
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        installed = [Path(str(entry.locate())) for entry in files(CCL_PACKAGE) or ()]
+    except PackageNotFoundError:
+        return None
+    header = next((path for path in installed if path.parts[-2:] == ("oneapi", "ccl.hpp")), None)
+    library = next((path for path in installed if path.parts[-4:] == ("ccl", "cpu", "lib", "libccl.so.1")), None)
+    if header is None or library is None:
+        return None
+    to_compile = ["-isystem", str(header.resolve().parent.parent)]
+    to_link = [f"-L{library.resolve().parent}", *CCL_LINK_FLAGS]
+    return Library(target, sorted(CCL_FOLDER.rglob("*.cpp")), to_compile, to_link)
+
+
+LIBRARIES = {"torch_cpullm._C": operators, "torch_cpullm._ccl": oneccl}
+
+
+def flags(compiler: "list[str]") -> "tuple[list[str], list[str]]":
+    """Return the flags that all libraries compile with, and those they link with."""
     release = subprocess.run([*compiler, "-dumpversion"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     sanitizers = os.environ.get("TORCH_CPULLM_SANITIZE")
     sanitize = [f"-fsanitize={sanitizers}", *SANITIZE_FLAGS] if sanitizers else []
-    to_compile = [*COMPILE_FLAGS, *(["-Werror"] if release in TESTED_GCC else []), *sanitize]
-    to_compile += ["-isystem", str(home / "include"), "-isystem", str(home / "include/torch/csrc/api/include")]
-    # On every command line, so that ninja compiles again when another torch is installed.
-    to_compile += [f'-DTORCH_CPULLM_BUILT_FOR="{version("torch")}"']
     undefined = [] if sanitizers else ["-Wl,-z,defs"]  # a missing definition fails here and not when the library loads
-    return to_compile, [*LINK_FLAGS, *sanitize, *undefined, f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    to_compile = [*COMPILE_FLAGS, *(["-Werror"] if release in TESTED_GCC else []), *sanitize]
+    return to_compile, [*LINK_FLAGS, *sanitize, *undefined]
 
 
-def build_file(target: Path, folder: Path) -> str:
-    """Return build.ninja: `target` from every csrc/**/*.cpp, with the objects in `folder`."""
-    sources = sorted(Path("csrc").rglob("*.cpp"))
-    if not sources:
-        fail("no csrc/**/*.cpp here", f"run setup.py in the root of the repository, not in {Path.cwd()}")
+def build_file(library: Library, folder: Path) -> str:
+    """Return build.ninja of a library, with the objects in `folder`."""
 
     def command(words: "list[str]") -> str:
         return shlex.join(words).replace("$", "$$")
@@ -156,14 +196,14 @@ def build_file(target: Path, folder: Path) -> str:
 
     compiler = find_compiler()
     to_compile, to_link = flags(compiler)
-    objects = {source: folder / source.with_suffix(".o") for source in sources}
+    objects = {source: folder / source.with_suffix(".o") for source in library.sources}
     return NINJA.format(
         folder=name(folder),
         compiler=command(compiler),
-        compile=command([*compiler, *to_compile]),
-        link=command(to_link),
+        compile=command([*compiler, *to_compile, *library.to_compile]),
+        link=command([*to_link, *library.to_link]),
         objects="\n".join(f"build {name(object_)}: compile {name(source)}" for source, object_ in objects.items()),
-        target=name(target),
+        target=name(library.target),
         inputs=" ".join(map(name, objects.values())),
     )
 
@@ -178,16 +218,21 @@ def main() -> None:
             return fullname.replace(".", "/") + ".so"  # no Python tag: it depends on torch's version only
 
         def build_extension(self, ext: Extension) -> None:
-            folder, ninja, jobs = Path(self.build_temp), find_ninja(), os.environ.get("MAX_JOBS")
+            library = LIBRARIES[ext.name](Path(os.path.relpath(self.get_ext_fullpath(ext.name))))
+            if library is None:
+                remedy = f"pip install {CCL_PACKAGE}==2021.13.1 and build again"
+                sys.stdout.write(f"torch_cpullm: built without oneCCL; to have it, {remedy}\n")
+                return
+            folder, ninja, jobs = Path(self.build_temp) / ext.name, find_ninja(), os.environ.get("MAX_JOBS")
             folder.mkdir(parents=True, exist_ok=True)
-            target = Path(os.path.relpath(self.get_ext_fullpath(ext.name)))
-            (folder / "build.ninja").write_text(build_file(target, folder))
+            (folder / "build.ninja").write_text(build_file(library, folder))
             sys.stdout.flush()
             command = [ninja, "-f", str(folder / "build.ninja"), *(["-j", jobs] if jobs else [])]
             if subprocess.run(command, check=False).returncode:
                 fail("the extension was not built", "the compiler's message is above")
 
-    setup(ext_modules=[Extension("torch_cpullm._C", sources=[])], cmdclass={"build_ext": NinjaBuild})
+    extensions = [Extension(name, sources=[], optional=name == "torch_cpullm._ccl") for name in LIBRARIES]
+    setup(ext_modules=extensions, cmdclass={"build_ext": NinjaBuild})
 
 
 if __name__ == "__main__":

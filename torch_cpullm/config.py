@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -94,6 +96,21 @@ class Config:
 def environment() -> dict[str, str]:
     """Return a copy of all variables, for a process that is about to be started."""
     return dict(os.environ)
+
+
+@contextmanager
+def variables_for(library: Mapping[str, str]) -> Iterator[None]:
+    """Set variables while a library reads them, but for those that the user has set.
+
+    Afterwards they are gone: processes that this one starts would inherit what was meant for it alone.
+    """
+    ours = {name: value for name, value in library.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def forced_isa() -> str | None:

@@ -25,3 +25,7 @@ class OutOfPagesError(TorchCpuLlmError, MemoryError):
 
 class StoredModelError(TorchCpuLlmError, ValueError):
     """A folder does not hold a model that this version of torch_cpullm has saved, or not whole."""
+
+
+class CollectiveError(TorchCpuLlmError, RuntimeError):
+    """A rank of a collective is gone, late, or asked for something else. The group cannot be used any more."""

@@ -29,6 +29,9 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("rope(Tensor x, Tensor cos, Tensor sin) -> Tensor");
   // activation(gate) * up; activation: silu, gelu_tanh, gelu_erf.
   m.def("gated(Tensor gate, Tensor up, str activation) -> Tensor");
+  // residual + (parts[0] + parts[1] + ...), summed in float in that order, rounded once to the residual's or parts'
+  // type.
+  m.def("sum_parts(Tensor[] parts, Tensor? residual) -> Tensor");
 
   // One token for each row of logits[B, V]: repetition penalty for ids[B, S], temperature, top-k, top-p, min-p, then
   // the inverse of the cumulative sum at uniform[B] in [0, 1). top_k 0, top_p 1, min_p 0, penalty 1: not filtered.
@@ -84,6 +87,23 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "Tensor? mask, SymInt heads, SymInt kv_heads, str format, str activation, float eps, float norm_offset, "
       "float scale, float soft_cap) -> Tensor");
 
+  // Between the ranks of a group (csrc/comm), which all call with the same shapes. all_reduce_: summed in float, in the
+  // order of ranks, rounded once. all_gather: x -> [size, ...]. x is contiguous where it is written.
+  m.def("all_reduce_(Tensor(a!) x, int group) -> ()");
+  m.def("broadcast_(Tensor(a!) x, int root, int group) -> ()");
+  m.def("all_gather(Tensor x, int group) -> Tensor");
+  m.def("barrier(int group) -> ()");
+  m.def("close_group(int group) -> ()");
+  m.def("group_info(int group) -> (str transport, int rank, int size)");
+  // Shared memory of one host: rank 0 creates, the others open what it hands them (pid, descriptor, token).
+  m.def("shm_create(int size, int part_bytes, float timeout_s) -> (int group, int pid, int descriptor, int token)");
+  m.def("shm_open(int pid, int descriptor, int token, int rank, float timeout_s) -> int");
+  // Any hosts: rank 0 starts and hands the address to the others; `library` is the path of _ccl.so. gloo: a process
+  // group of torch by its name. pids[rank]: 0 where it cannot be watched; crowded: ranks share CPUs.
+  m.def("ccl_start(str library) -> Tensor address");
+  m.def("open_ccl(str library, Tensor address, int rank, int[] pids, float timeout_s, bool crowded) -> int");
+  m.def("open_gloo(str name, int[] pids, float timeout_s, bool crowded) -> int");
+
   // The machine's limits: bytes/s over a float32 buffer; operations/s of f32, bf16 or int8 multiply-adds (0: the CPU
   // has no such instruction); seconds for a cache line to another thread and back.
   m.def("probe_read_bandwidth(Tensor buffer, int threads, int repeats) -> float");
@@ -111,6 +131,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("rms_norm", ops::rms_norm);
   m.impl("rope", ops::rope);
   m.impl("gated", ops::gated);
+  m.impl("sum_parts", ops::sum_parts);
   m.impl("sample", ops::sample);
   m.impl("kv_append", ops::kv_append);
   m.impl("kv_gather", ops::kv_gather);
@@ -119,6 +140,9 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("attention_block", ops::attention_block);
   m.impl("mlp_block", ops::mlp_block);
   m.impl("decoder_layers", ops::decoder_layers);
+  m.impl("all_reduce_", ops::all_reduce_);
+  m.impl("broadcast_", ops::broadcast_);
+  m.impl("all_gather", ops::all_gather);
   m.impl("probe_read_bandwidth", ops::probe_read_bandwidth);
 }
 
@@ -126,6 +150,14 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
 TORCH_LIBRARY_IMPL(torch_cpullm, CompositeExplicitAutograd, m) {
   m.impl("kv_layer_bytes", torch_cpullm::bindings::kv_layer_bytes);
   m.impl("kv_page_tokens", torch_cpullm::bindings::kv_page_tokens);
+  m.impl("barrier", torch_cpullm::bindings::barrier);
+  m.impl("ccl_start", torch_cpullm::bindings::ccl_start);
+  m.impl("open_ccl", torch_cpullm::bindings::open_ccl);
+  m.impl("open_gloo", torch_cpullm::bindings::open_gloo);
+  m.impl("close_group", torch_cpullm::bindings::close_group);
+  m.impl("group_info", torch_cpullm::bindings::group_info);
+  m.impl("shm_create", torch_cpullm::bindings::shm_create);
+  m.impl("shm_open", torch_cpullm::bindings::shm_open);
   m.impl("probe_peak", torch_cpullm::bindings::probe_peak);
   m.impl("probe_round_trip", torch_cpullm::bindings::probe_round_trip);
 }

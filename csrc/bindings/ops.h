@@ -26,6 +26,7 @@ at::Tensor embed(const at::Tensor& ids, const at::Tensor& packed, at::ScalarType
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, double offset);
 at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
 at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view activation);
+at::Tensor sum_parts(at::TensorList parts, const OptionalTensor& residual);
 
 // sample.cpp
 at::Tensor sample(const at::Tensor& logits, const OptionalTensor& ids, const at::Tensor& uniform, double temperature,
@@ -72,6 +73,22 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
 double probe_read_bandwidth(const at::Tensor& buffer, int64_t threads, int64_t repeats);
 double probe_peak(c10::string_view instruction, int64_t threads, int64_t milliseconds);
 double probe_round_trip(int64_t iterations);
+
+// comm.cpp
+void all_reduce_(at::Tensor x, int64_t number);
+void broadcast_(at::Tensor x, int64_t root, int64_t number);
+at::Tensor all_gather(const at::Tensor& x, int64_t number);
+void barrier(int64_t number);
+void close_group(int64_t number);
+std::tuple<std::string, int64_t, int64_t> group_info(int64_t number);
+std::tuple<int64_t, int64_t, int64_t, int64_t> shm_create(int64_t size, int64_t part_bytes, double timeout_s);
+int64_t shm_open(int64_t pid, int64_t descriptor, int64_t token, int64_t rank, double timeout_s);
+
+// comm_open.cpp
+at::Tensor ccl_start(const std::string& library);
+int64_t open_ccl(const std::string& library, const at::Tensor& address, int64_t rank, at::IntArrayRef pids,
+                 double timeout_s, bool crowded);
+int64_t open_gloo(const std::string& name, at::IntArrayRef pids, double timeout_s, bool crowded);
 
 // introspect.cpp
 std::string isa_level();

@@ -74,4 +74,33 @@ at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view 
   return out.to(gate.scalar_type());
 }
 
+at::Tensor sum_parts(at::TensorList parts, const OptionalTensor& residual) {
+  TORCH_CHECK_VALUE(!parts.empty(), "parts: expected at least one tensor, got none");
+  std::vector<at::Tensor> held;  // keeps what addresses point into
+  std::vector<const std::byte*> addresses;
+  for (const at::Tensor& part : parts) {
+    check_float(part, "parts");
+    check_type(part, parts[0].scalar_type(), "parts");
+    TORCH_CHECK_VALUE(part.sizes() == parts[0].sizes(), "parts: expected one shape, ", parts[0].sizes(), ", got ",
+                      part.sizes());
+    addresses.push_back(static_cast<const std::byte*>(held.emplace_back(part.contiguous()).const_data_ptr()));
+  }
+  if (residual) {
+    check_float(*residual, "residual");
+    TORCH_CHECK_VALUE(residual->sizes() == parts[0].sizes(), "residual: expected the parts' shape ", parts[0].sizes(),
+                      ", got ", residual->sizes());
+  }
+  const at::Tensor rest = residual ? residual->contiguous() : held[0];
+  at::Tensor out = at::empty_like(rest);
+  const layout::ConstElements added{residual ? rest.const_data_ptr() : nullptr, element_of(rest.scalar_type())};
+  const layout::Elements result = mutable_elements_of(out);
+  const auto sum = kernels::rowwise_kernels().sum;
+  runtime::parallel(at::get_num_threads(), [&](const runtime::Team& team) {
+    const runtime::Range mine = team.share(out.numel());
+    sum(addresses.data(), static_cast<int>(addresses.size()), element_of(held[0].scalar_type()), added, mine.begin,
+        mine.end, result);
+  });
+  return out;
+}
+
 }  // namespace torch_cpullm::bindings

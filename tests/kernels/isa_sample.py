@@ -3,6 +3,7 @@
 What kernels read ends at a closed page (testing/guard.py): at every level, reading behind a tensor ends the process.
 """
 
+import itertools
 import sys
 
 import torch
@@ -80,8 +81,20 @@ def sample():
             logits, ids = hard(4, size) * 3, torch.randint(0, size, (4, 20))
             uniform = torch.randint(0, 2**20, (100, 4)).double() / 2**20
             out[f"sample {name} {size}"] = torch.stack([ops_sample.sample(logits, ids, u, filters) for u in uniform])
+    out |= sample_sums()
     for name, result in sample_bad_rows():
         out[f"{name} bad"] = result.nan_to_num(nan=123.0, posinf=456.0, neginf=-456.0)  # so that equal means equal
+    return out
+
+
+def sample_sums():
+    """Three ranks' parts of every type, alone and beside a residual of every type."""
+    out, types = {}, (torch.float32, torch.bfloat16, torch.float16)
+    for width, dtype in itertools.product((1, 16, 50, 100), types):
+        parts = [guarded(hard(4, width).to(dtype)) for _ in range(3)]
+        out[f"sum {width} {dtype}"] = rowwise.sum_parts(parts)
+        for other in types:
+            out[f"sum {width} {dtype} {other}"] = rowwise.sum_parts(parts, guarded(hard(4, width).to(other)))
     return out
 
 

@@ -6,6 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_cpullm.formats import INT8
 from torch_cpullm.ops.attention import layer_bytes
+from torch_cpullm.ops.comm import shm_create
 from torch_cpullm.ops.library import kernels
 from torch_cpullm.ops.linear import pack
 from torch_cpullm.testing.formats import FORMATS
@@ -13,6 +14,7 @@ from torch_cpullm.testing.formats import FORMATS
 PACKED = pack(torch.randn(64, 64), None, INT8)
 TABLE = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
 PAST = torch.tensor([3, 3], dtype=torch.int32)
+ALONE, _ = shm_create(1, 60.0)  # a group of one rank
 FILTERS = (0.8, 5, 0.9, 0.01, 1.2)  # temperature, top_k, top_p, min_p, repetition_penalty
 
 
@@ -36,6 +38,10 @@ def arguments():
         "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
         "rope": (q, rope, rope),
         "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
+        "sum_parts": ([torch.randn(3, 8), torch.randn(3, 8)], torch.randn(3, 8).bfloat16()),
+        "all_reduce_": (torch.randn(3, 8), ALONE),
+        "broadcast_": (torch.randn(3, 8), 0, ALONE),
+        "all_gather": (torch.randn(3, 8), ALONE),
         "sample": (torch.randn(2, 9), torch.tensor([[1], [2]]), torch.rand(2, dtype=torch.float64), *FILTERS),
         "kv_append": (pages(), TABLE, PAST, k, k, "int8"),
         "kv_gather": (pages(), TABLE, 5, 2, 32, "int8"),

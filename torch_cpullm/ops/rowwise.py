@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -38,6 +39,15 @@ def gated(gate: torch.Tensor, up: torch.Tensor, activation: Activation) -> torch
     return out
 
 
+def sum_parts(parts: Sequence[torch.Tensor], residual: torch.Tensor | None = None) -> torch.Tensor:
+    """Residual + (parts[0] + parts[1] + ...), all of one shape: in float in that order, rounded once.
+
+    The result has the residual's dtype, where there is one, else that of the parts. Ranks sum each other's parts so.
+    """
+    out: torch.Tensor = kernels.sum_parts(list(parts), residual)
+    return out
+
+
 @fake("rms_norm")
 def _(x: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -51,3 +61,8 @@ def _(x: torch.Tensor, *_: object) -> torch.Tensor:
 @fake("gated")
 def _(gate: torch.Tensor, *_: object) -> torch.Tensor:
     return torch.empty_like(gate, memory_format=torch.contiguous_format)
+
+
+@fake("sum_parts")
+def _(parts: Sequence[torch.Tensor], residual: torch.Tensor | None) -> torch.Tensor:
+    return torch.empty_like(parts[0] if residual is None else residual, memory_format=torch.contiguous_format)

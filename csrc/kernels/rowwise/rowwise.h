@@ -1,6 +1,7 @@
 // Contract of the row kernels: everything that happens to one row between two matrix products. Each call reads and
 // writes one row only, so a row's bits cannot depend on its batch. Inputs need no alignment.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #include "dispatch/kernel.h"
@@ -28,6 +29,11 @@ struct RowwiseKernels {
 
   // out = a + b, rounded once; b is of out's type.
   void (*add)(const float* a, layout::ConstElements b, int64_t n, layout::Elements out);
+
+  // out[i] = residual[i] + (part 0[i] + part 1[i] + ...) for i in [begin, end), summed in float in that order and
+  // rounded once. All parts are of `type`; residual is of out's type, null data: none. out may be any one of the parts.
+  void (*sum)(const std::byte* const* part, int parts, layout::Element type, layout::ConstElements residual,
+              int64_t begin, int64_t end, layout::Elements out);
 
   // One row of x as the operand of a product, times `multiplier` (null: 1): values of the format, or
   //   int8: per block of kActivationGroup scale = absmax / 127, codes = round(x / scale), and minus the sums of codes.

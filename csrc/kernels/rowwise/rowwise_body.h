@@ -35,6 +35,35 @@ void add_rows(const float* a, layout::ConstElements b, int64_t n, layout::Elemen
   });
 }
 
+// Bytes that parts are fetched ahead: 16 lines, as many as a core has in flight. Lines that another core has just
+// written come in 100 ns and more, and the hardware does not run ahead of them: 64 KiB of bf16 took 22 us without, 12
+// us with.
+constexpr int64_t kAheadInParts = 1024;
+
+template <class From, class To>
+inline void sum_as(const std::byte* const* part, int parts, const To* residual, int64_t begin, int64_t end, To* to) {
+  for_lanes(end - begin, [&](int64_t offset, auto lanes) {
+    const int64_t i = begin + offset;
+    const auto load = [&](int p) {
+      const From* from = reinterpret_cast<const From*>(part[p]) + i;
+      __builtin_prefetch(reinterpret_cast<const char*>(from) + kAheadInParts);
+      return lanes.load(from);
+    };
+    f32x16 sum = load(0);
+    for (int p = 1; p < parts; ++p) sum = add(sum, load(p));
+    lanes.store(to + i, residual ? add(lanes.load(residual + i), sum) : sum);
+  });
+}
+
+void sum_parts(const std::byte* const* part, int parts, layout::Element type, layout::ConstElements residual,
+               int64_t begin, int64_t end, layout::Elements out) {
+  with_type(out, [&]<class To>(To* to) {
+    with_type(layout::ConstElements{nullptr, type}, [&]<class From>(const From*) {
+      sum_as<From>(part, parts, static_cast<const To*>(residual.data), begin, end, to);
+    });
+  });
+}
+
 // absmax / 127, or NaN when any value is not finite: x * 0 is NaN exactly then, and a sum keeps it.
 inline float quantization_scale(const float* x, int64_t n) {
   f32x16 largest = zero_f32(), poison = zero_f32();
