@@ -25,3 +25,7 @@ class OutOfPagesError(TorchCpuLlmError, MemoryError):
 
 class StoredModelError(TorchCpuLlmError, ValueError):
     """A folder does not hold a model that this version of torch_cpullm has saved, or not whole."""
+
+
+class RankError(TorchCpuLlmError, RuntimeError):
+    """Another rank of this job, or what ranks meet by, is missing, late or gone."""
