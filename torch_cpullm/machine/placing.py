@@ -128,7 +128,7 @@ def _of_rank(request: Request, topology: Topology) -> tuple[tuple[int, ...], str
     if request.cpus is not None:
         chosen = narrowed(topology, _explicit_cpus(request, topology))
         share = share_cpus(chosen, request.rank, request.ranks, smt=True)  # CPUs asked for are all taken
-        return share.cpus, share.why
+        return share.cpus, f"{share.why}, of what was asked for"
     members = _members(request, topology)[1] if request.node is not None else _all(topology)
     share = share_cpus(narrowed(topology, members), request.rank, request.ranks, request.smt)
     return share.cpus, share.why
