@@ -152,9 +152,18 @@ def test_a_mask_for_all_ranks_is_divided(tmp_path):
 @pytest.mark.parametrize("variable", ["KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY"])
 def test_a_runtime_that_binds_threads_is_left_alone(variable, tmp_path):
     environment = {variable: "compact", "OMP_NUM_THREADS": "2"}
-    got = choose_binding(found(system(tmp_path, 2), 2, environment=environment), 1)
-    assert (got.cpus, got.threads, got.memory) == (tuple(range(8)), 3, ())
+    got = choose_binding(found(system(tmp_path, 2), 2, environment=environment, masks=((0,), (4,))), 1)
+    assert (got.cpus, got.threads, got.memory) == ((4,), 3, ())
     assert got.why_cpus == got.why_threads == f"{variable} is set, which binds threads"
+
+
+def test_a_runtime_that_binds_all_ranks_to_the_same_cpus(tmp_path):
+    environment = {"OMP_PROC_BIND": "close"}
+    got = choose_binding(found(system(tmp_path, 2), 2, environment=environment, masks=((0,), (0,))), 1)
+    assert got.cpus == (0,)
+    assert got.why_cpus.endswith(
+        "ranks share CPUs and wait for each other: unset OMP_PROC_BIND, or start with launch --bind"
+    )
 
 
 def test_threads_of_the_user_and_of_torchrun(tmp_path):

@@ -85,7 +85,10 @@ def choose_binding(found: Found, local_rank: int) -> Binding:
     topology, ranks, mask = found.host.topology, len(found.masks), found.masks[local_rank]
     binder = next((name for name in _BINDERS if found.host.environment.get(name)), None)
     if binder:
-        return as_it_is(mask, topology, found.threads, f"{binder} is set, which binds threads")
+        why = f"{binder} is set, which binds threads"
+        if len(set().union(*found.masks)) < sum(map(len, found.masks)):  # as OMP_PROC_BIND does, the same in each rank
+            why += f"; ranks share CPUs and wait for each other: unset {binder}, or start with launch --bind"
+        return as_it_is(mask, topology, found.threads, why)
     one_by_one = len({frozenset(other) for other in found.masks}) > 1
     share = share_cpus(topology, 0, 1) if one_by_one else share_cpus(topology, local_rank, ranks)
     threads, why_threads = _threads(found, local_rank, share.cpus)
