@@ -42,11 +42,16 @@ time.sleep(3600)
 """
 
 
-def started(script, *arguments, options=()):
+@pytest.fixture(autouse=True)
+def _own_temporary_files(tmp_path, monkeypatch):
+    """A launcher that is killed leaves its folder behind."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+
+def started(script, *arguments):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith((*OF_RUNTIMES, *OF_RANKS))}
-    command = [sys.executable, "-m", "torch_cpullm.cli", "launch", "--quiet", "--sockets", "2", *options]
     return subprocess.Popen(
-        [*command, str(script), *arguments],
+        [sys.executable, "-m", "torch_cpullm.cli", "launch", "--quiet", "--sockets", "2", str(script), *arguments],
         env={**inherited, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
