@@ -7,9 +7,10 @@ torch_cpullm.save(model, folder)        packed, and torch_cpullm.load(folder) ha
 torch_cpullm.CpuLlmConfig(...)          quantization_config of transformers' from_pretrained: quantise while loading
 print(torch_cpullm.info())              the machine, and what costs speed on it
 torch_cpullm.tune()                     measure once which attention method is the faster one here
+torch_cpullm.distributed.init()         this process is one of several ranks, on cores and memory of its own
 """
 
-from torch_cpullm import errors
+from torch_cpullm import distributed, errors
 from torch_cpullm.api import explain, load, optimize, restore, save
 from torch_cpullm.config import Config
 from torch_cpullm.machine import info, tune
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "CpuLlmConfig",
     "__version__",
+    "distributed",
     "errors",
     "explain",
     "info",

@@ -5,13 +5,14 @@ csrc/dispatch/features.cpp reads TORCH_CPULLM_ISA as well, when the library is l
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch_cpullm.errors import ConfigError
 
@@ -22,6 +23,7 @@ GROUP_SIZES = {"int8": (0, 32, 64, 128), "int4": (32, 64, 128)}
 KvCache = Literal["int8", "bf16", "keep"]
 Attention = Literal["slim", "keep"]
 Sampler = Literal["transformers", "fused"]
+Transport = Literal["auto", "ccl", "shm", "gloo"]
 
 QUANT_METHOD = "torch_cpullm"
 """The name in quantization_config of a configuration of transformers."""
@@ -94,7 +96,7 @@ class Config:
 
 
 def environment() -> dict[str, str]:
-    """Return a copy of all variables, for a process that is about to be started."""
+    """Return a copy of all variables: what the process was given, or what one that it starts will be."""
     return dict(os.environ)
 
 
@@ -134,6 +136,36 @@ def slim_tokens() -> int | None:
         ConfigError: the variable is not a whole number.
     """
     return _whole_number("TORCH_CPULLM_SLIM_TOKENS", 0, "a number of tokens, 0 for never")
+
+
+def comm_timeout_s(argument: float | None = None) -> float:
+    """Seconds a rank waits for another one in a collective: the argument, else TORCH_CPULLM_COMM_TIMEOUT, else 5.
+
+    Raises:
+        ConfigError: not a positive number.
+    """
+    given: float | str = os.environ.get("TORCH_CPULLM_COMM_TIMEOUT") or 5.0 if argument is None else argument
+    name = "TORCH_CPULLM_COMM_TIMEOUT" if argument is None else "timeout_s"
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{name}: expected a positive number of seconds, got {given!r}")
+    return seconds
+
+
+def comm_transport() -> Transport:
+    """How ranks talk to each other, from TORCH_CPULLM_COMM; "auto" when it is not set.
+
+    Raises:
+        ConfigError: the variable names no transport.
+    """
+    text = os.environ.get("TORCH_CPULLM_COMM") or "auto"
+    if text not in get_args(Transport):
+        choices = ", ".join(get_args(Transport))
+        raise ConfigError(f"TORCH_CPULLM_COMM: expected one of {choices}, got {text!r}; unset it for auto")
+    return cast("Transport", text)
 
 
 def cache_folder() -> Path:

@@ -29,3 +29,7 @@ class StoredModelError(TorchCpuLlmError, ValueError):
 
 class CollectiveError(TorchCpuLlmError, RuntimeError):
     """A rank of a collective is gone, late, or asked for something else. The group cannot be used any more."""
+
+
+class RankError(TorchCpuLlmError, RuntimeError):
+    """Another rank of this job, or what ranks meet by, is missing, late or gone."""

@@ -16,7 +16,8 @@ from torch_cpullm.cli.app import app
 from torch_cpullm.machine import openmp
 from torch_cpullm.machine.container import cpu_quota
 from torch_cpullm.machine.preloading import find_libraries
-from torch_cpullm.machine.topology import read_topology
+from torch_cpullm.machine.settings import Host
+from torch_cpullm.machine.topology import Topology, read_topology
 
 # openmp.py by its path: the package would take seconds to import.
 REPORT = f"""
@@ -125,6 +126,13 @@ def test_a_dry_run_shows_and_starts_nothing(executed, script, monkeypatch):
     assert kept == ["OMP_NUM_THREADS", "1", "kept,", "set", "by", "you"]
 
 
+def test_a_command_of_ours_in_a_scripts_place(executed):
+    result = CliRunner().invoke(app, ["launch", "--quiet", "generate", "demo", "--prompt", "x", "--threads"])
+    assert (result.exit_code, result.output) == (0, "")
+    expected = [sys.executable, "-m", "torch_cpullm.cli", "generate", "demo", "--prompt", "x", "--threads"]
+    assert executed[1] == expected
+
+
 def test_notes_are_shown(script, monkeypatch):
     never = replace(launch.this_host({}), huge_pages="never")
     monkeypatch.setattr(launch, "this_host", lambda _: never)
@@ -134,12 +142,38 @@ def test_notes_are_shown(script, monkeypatch):
 
 def test_mistakes_are_one_line(script, tmp_path, executed):
     missing = tmp_path / "none.py"
-    assert refuse(str(missing)) == f"script: expected a file, found none at '{missing}'; for a module add -m before it"
+    assert refuse(str(missing)) == (
+        f"script: expected a file or one of bench, generate, profile, found none at '{missing}'; for a module add -m "
+        "before it"
+    )
     assert refuse("--threads", "100000", str(script)).startswith("threads: expected 1 to ")
     assert refuse("--node", "4711", str(script)).startswith("node: expected one of ")
     assert refuse("--cpus", "100000", str(script)).startswith("cpus: expected some of ")
     assert refuse("--cpus", "a-b", str(script)) == "cpus: expected numbers and ranges like 0-3,8, got 'a-b'"
+    for count in ("0", "two", "-1", "100000"):
+        assert refuse("--sockets", count, str(script)).startswith("sockets: expected auto, or 1 to ")
     assert executed == []
+
+
+@pytest.mark.parametrize("command", launch.COMMANDS)
+def test_commands_in_a_scripts_place_exist(command):
+    assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_one_rank_on_each_node(script, monkeypatch):
+    machine = Topology(8, 8, 2, tuple((cpu,) for cpu in range(8)), {0: (0, 1, 2, 3), 2: (4, 5, 6, 7)}, (0, 0, 0))
+    monkeypatch.setattr(launch, "this_host", lambda environment: Host(machine, environment=environment))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(variable, raising=False)
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, ["launch", "--dry-run", "--bind", "--sockets", "auto", str(script)]
+    )
+    assert (result.exit_code, result.stdout) == (0, "")
+    rows = [line.split()[:5] for line in result.stderr.splitlines()]
+    assert rows[:2] == [["CPUs", "of", "rank", "0", "0-3"], ["CPUs", "of", "rank", "1", "4-7"]]
+    places = [row for row in rows if row[0] == "OMP_PLACES"]
+    assert [row[3] for row in places] == ["0", "1"]
+    assert [row[:2] for row in rows if row[0] == "OMP_NUM_THREADS"] == [["OMP_NUM_THREADS", "4"]]
 
 
 def test_the_command_is_installed_under_its_name():

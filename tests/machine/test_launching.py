@@ -1,5 +1,6 @@
 """What a process should start with, decided for made-up machines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,28 @@ def test_a_system_that_does_not_tell_cores():
 def test_a_quota_takes_threads_and_leaves_cpus(quota, threads):
     settings = settle(Request(), host(quota=quota))
     assert (settings.threads, settings.cpus) == (threads, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("request_", "cpus"),
+    [
+        (Request(), [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (Request(smt=True), [(0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)]),
+        (Request(node=1), [(4, 5), (6, 7)]),
+        (Request(cpus=(0, 1, 8, 9)), [(0, 8), (1, 9)]),  # both threads of a core go to one rank
+        (Request(threads=3), [(0, 1, 2, 3), (4, 5, 6, 7)]),
+    ],
+)
+def test_ranks_divide_what_one_process_would_choose_from(request_, cpus):
+    ranks = [settle(replace(request_, rank=rank, ranks=2), host()) for rank in range(2)]
+    assert [settings.cpus for settings in ranks] == cpus
+    assert [settings.threads for settings in ranks] == [request_.threads or len(cpus[0])] * 2
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(6.0, 3), (1.0, 1), (64.0, 4)])
+def test_ranks_divide_a_quota(quota, threads):
+    ranks = [settle(Request(rank=rank, ranks=2), host(quota=quota)) for rank in range(2)]
+    assert [settings.threads for settings in ranks] == [threads] * 2
 
 
 def test_threads_leave_cpus():

@@ -3,6 +3,7 @@
 import typer
 
 from torch_cpullm.cli.bench import bench
+from torch_cpullm.cli.generate import generate
 from torch_cpullm.cli.launch import launch
 from torch_cpullm.cli.profile import profile_command
 
@@ -17,4 +18,5 @@ def main() -> None:
 # Interspersed options would be taken from the script: what follows it is its own.
 app.command(context_settings={"allow_interspersed_args": False})(launch)
 app.command()(bench)
+app.command()(generate)
 app.command("profile")(profile_command)

@@ -69,7 +69,10 @@ def find_warnings(machine: Machine, threads: int, forced_isa: str | None) -> tup
     if forced_isa and machine.isa != _best(machine):
         found.append(f"TORCH_CPULLM_ISA={forced_isa} holds kernels below what the CPU has; unset it")
     if len(machine.topology.nodes) > 1:
-        found.append(f"{len(machine.topology.nodes)} NUMA nodes: stay on one, python -m torch_cpullm.cli launch ...")
+        found.append(
+            f"{len(machine.topology.nodes)} NUMA nodes: stay on one, python -m torch_cpullm.cli launch ...; or start "
+            "ranks, launch --sockets auto ..."
+        )
     return tuple(found)
 
 

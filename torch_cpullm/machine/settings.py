@@ -27,6 +27,8 @@ class Request:
         openmp: the runtime that runs parallel regions.
         malloc: the allocator of the process.
         huge_pages: whether malloc asks for huge pages.
+        rank: number of the process among those that share the host.
+        ranks: how many they are; with several, each has a share of all nodes, or of `node` or `cpus`.
     """
 
     threads: int | None = None
@@ -39,6 +41,8 @@ class Request:
     openmp: OpenMP = "auto"
     malloc: Malloc = "auto"
     huge_pages: bool | None = None
+    rank: int = 0
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

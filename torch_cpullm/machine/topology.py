@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SYSTEM = Path("/sys/devices/system")
@@ -95,6 +95,19 @@ def read_topology(system: Path = SYSTEM, affinity: set[int] | None = None) -> To
         cores=tuple(cores.values()),
         nodes=nodes or {0: tuple(sorted(allowed))},
         caches=_cache_bytes(system / f"cpu/cpu{min(allowed, default=0)}"),
+    )
+
+
+def narrowed(topology: Topology, cpus: Collection[int]) -> Topology:
+    """The same machine for a process that may use `cpus` alone."""
+    cores = tuple(tuple(cpu for cpu in core if cpu in cpus) for core in topology.cores)
+    nodes = {number: tuple(cpu for cpu in members if cpu in cpus) for number, members in topology.nodes.items()}
+    return replace(
+        topology,
+        logical=len(cpus),
+        physical=sum(bool(core) for core in cores) or None,
+        cores=tuple(core for core in cores if core),
+        nodes={number: members for number, members in nodes.items() if members},
     )
 
 
