@@ -16,6 +16,8 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("unpack(Tensor packed) -> Tensor");
   // The same bytes where the kernels read them fastest: aligned, on huge pages.
   m.def("copy_packed(Tensor packed) -> Tensor");
+  // Rows rows[0] .. rows[1] - 1, rows[2] .. and their inputs first .. stop - 1, packed; the values are the whole's.
+  m.def("slice_packed(Tensor packed, int[] rows, int first, int stop, bool bias) -> Tensor");
   // -> [N, K, codes, activation, group, asymmetric, has bias, has multiplier, layout version]
   m.def("packed_info(Tensor packed) -> int[]");
   // x[..., K] -> [..., N] in x's dtype.
@@ -105,6 +107,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("pack", ops::pack);
   m.impl("unpack", ops::unpack);
   m.impl("copy_packed", ops::copy_packed);
+  m.impl("slice_packed", ops::slice_packed);
   m.impl("packed_info", ops::packed_info);
   m.impl("linear", ops::linear);
   m.impl("embed", ops::embed);

@@ -8,6 +8,7 @@
 #include "bindings/check.h"
 #include "bindings/ops.h"
 #include "drivers/pack.h"
+#include "drivers/slice.h"
 #include "runtime/weight_memory.h"
 
 namespace torch_cpullm::bindings {
@@ -137,6 +138,27 @@ at::Tensor copy_packed(const at::Tensor& packed) {
   copy.copy_(packed);
   check_packed_weight(copy, "packed");
   return copy;
+}
+
+at::Tensor slice_packed(const at::Tensor& packed, at::IntArrayRef rows, int64_t first, int64_t stop, bool bias) {
+  const layout::PackedView whole = check_packed_weight(packed, "packed");
+  TORCH_CHECK_VALUE(!rows.empty() && rows.size() % 2 == 0, "rows: expected pairs of first and stop, got ", rows);
+  drivers::PackedPart part{{}, {first, stop}, bias};
+  for (size_t i = 0; i < rows.size(); i += 2) {
+    TORCH_CHECK_VALUE(0 <= rows[i] && rows[i] < rows[i + 1] && rows[i + 1] <= whole.columns,
+                      "rows: expected ranges inside 0 to ", whole.columns, ", none of them empty, got ", rows);
+    part.rows.push_back({rows[i], rows[i + 1]});
+  }
+  TORCH_CHECK_VALUE(part.columns() <= INT32_MAX, "rows: expected fewer than 2^31, got ", part.columns());
+  const int64_t unit = drivers::cut_unit(whole.format);
+  TORCH_CHECK_VALUE(0 <= first && first < stop && stop <= whole.depth, "first, stop: expected a range inside 0 to ",
+                    whole.depth, ", got ", first, " and ", stop);
+  TORCH_CHECK_VALUE(first % unit == 0 && (stop % unit == 0 || stop == whole.depth),
+                    "first, stop: expected multiples of ", unit, ", between which this format keeps its scales, got ",
+                    first, " and ", stop, "; cut there, or pack the weight in another format");
+  at::Tensor out = empty_packed(drivers::part_places(whole, part).total);
+  drivers::slice_packed(whole, part, at::get_num_threads(), out.mutable_data_ptr<uint8_t>());
+  return out;
 }
 
 std::vector<int64_t> packed_info(const at::Tensor& packed) {

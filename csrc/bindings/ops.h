@@ -18,6 +18,7 @@ at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::strin
                 const OptionalTensor& scale, const OptionalTensor& zero);
 at::Tensor unpack(const at::Tensor& packed);
 at::Tensor copy_packed(const at::Tensor& packed);
+at::Tensor slice_packed(const at::Tensor& packed, at::IntArrayRef rows, int64_t first, int64_t stop, bool bias);
 std::vector<int64_t> packed_info(const at::Tensor& packed);
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed);

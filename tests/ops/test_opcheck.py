@@ -33,6 +33,7 @@ def arguments():
         "embed": (torch.tensor([[1, 2, 3]]), PACKED, torch.bfloat16),
         "unpack": (PACKED,),
         "linear": (torch.randn(3, 64), PACKED),
+        "slice_packed": (PACKED, [0, 5, 7, 64], 0, 32, True),
         "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
         "rope": (q, rope, rope),
         "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
@@ -68,10 +69,10 @@ def arguments():
 
 @pytest.mark.parametrize("name", arguments())
 def test_opcheck(name):
-    # The sizes of unpack, linear and embed lie in the packed bytes: their fake results have unbacked sizes, which the
-    # dynamic tracing test cannot compare.
+    # The sizes of unpack, slice_packed, linear and embed lie in the packed bytes: their fake results have unbacked
+    # sizes, which the dynamic tracing test cannot compare.
     utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if name not in ("unpack", "linear", "embed"):
+    if name not in ("unpack", "slice_packed", "linear", "embed"):
         utilities.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(getattr(kernels, name), arguments()[name], test_utils=utilities)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,6 +92,25 @@ def copy_packed(packed: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def slice_packed(
+    packed: torch.Tensor, rows: Sequence[tuple[int, int]], inputs: tuple[int, int], bias: bool
+) -> torch.Tensor:
+    """A part of a packed weight, packed: its values are those of the whole, bit for bit.
+
+    Args:
+        packed: the whole.
+        rows: ranges (first, stop) of outputs, in the order of the part's own.
+        inputs: a range (first, stop), at multiples of the format's `cut_unit` or the end.
+        bias: keep the bias of those rows, if there is one.
+
+    Raises:
+        ValueError: an empty range, one outside the weight, or a cut where both sides share a scale.
+    """
+    ends = [end for first_stop in rows for end in first_stop]
+    out: torch.Tensor = kernels.slice_packed(packed, ends, *inputs, bias)
+    return out
+
+
 def packed_info(packed: torch.Tensor) -> PackedInfo:
     """Read the header. Raises ValueError for foreign, truncated or outdated bytes."""
     columns, depth, codes, activation, group, asymmetric, bias, multiplier, version = kernels.packed_info(packed)
@@ -133,6 +153,11 @@ def _(packed: torch.Tensor) -> torch.Tensor:
 @fake("copy_packed")
 def _(packed: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(packed)
+
+
+@fake("slice_packed")
+def _(packed: torch.Tensor, *_: object) -> torch.Tensor:
+    return packed.new_empty((torch.library.get_ctx().new_dynamic_size(),))
 
 
 @fake("linear")
