@@ -8,10 +8,11 @@
 TORCH_LIBRARY(torch_cpullm, m) {
   // weight[N, K], bias[N] -> packed bytes (layout/packed.h). codes: f32, bf16, int8, int4; activation: the codes' own,
   // or int8 or bf16 for quantised ones; group: k that share a scale (0: all of a row). multiplier[K] moves a factor
-  // from the weight to x; scale[N, groups] and zero[N, groups] are used instead of round-to-nearest's own.
+  // from the weight to x; scale[N, groups] and zero[N, groups] are used instead of round-to-nearest's own. lasting:
+  // side by side with other weights in memory.
   m.def(
       "pack(Tensor weight, Tensor? bias, str codes, str activation, int group, bool asymmetric, Tensor? multiplier, "
-      "Tensor? scale, Tensor? zero) -> Tensor");
+      "Tensor? scale, Tensor? zero, bool lasting) -> Tensor");
   // -> float32 weight[N, K], dequantised, without the bias.
   m.def("unpack(Tensor packed) -> Tensor");
   // The same bytes where the kernels read them fastest: aligned, on huge pages.

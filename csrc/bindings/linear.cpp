@@ -57,9 +57,10 @@ at::Tensor check_grid(const OptionalTensor& x, int64_t columns, int64_t groups, 
 const float* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
 
 // Small ones where torch puts them: alone in a chunk they would take a whole huge page.
-at::Tensor empty_packed(int64_t bytes) {
+at::Tensor empty_packed(int64_t bytes, bool lasting = true) {
   constexpr int64_t kOwnFrom = int64_t{1} << 20;
-  const std::shared_ptr<void> memory = bytes < kOwnFrom ? nullptr : runtime::weight_memory(static_cast<size_t>(bytes));
+  const std::shared_ptr<void> memory =
+      bytes < kOwnFrom ? nullptr : runtime::weight_memory(static_cast<size_t>(bytes), lasting);
   const at::TensorOptions options = at::TensorOptions().dtype(at::kByte);
   // torch's own allocator says best that there is no memory.
   if (!memory) return at::empty({bytes}, options);
@@ -77,7 +78,7 @@ at::Tensor readable(const at::Tensor& weight) {
 
 at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view codes,
                 c10::string_view activation, int64_t group, bool asymmetric, const OptionalTensor& multiplier,
-                const OptionalTensor& scale, const OptionalTensor& zero) {
+                const OptionalTensor& scale, const OptionalTensor& zero, bool lasting) {
   const layout::WeightFormat format = parse_weight_format(codes, activation, group, asymmetric);
   check_cpu(weight, "weight");
   TORCH_CHECK_TYPE(at::isFloatingType(weight.scalar_type()), "weight: expected a floating dtype, got ",
@@ -111,7 +112,7 @@ at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::strin
           "zero: expected whole numbers from 0 to 15, got ", entry[i]);
   }
   const int64_t bytes = layout::packed_places(format, columns, depth, bias.has_value(), multiplier.has_value()).total;
-  at::Tensor packed = empty_packed(bytes);
+  at::Tensor packed = empty_packed(bytes, lasting);
   drivers::pack_weight({{values.const_data_ptr(), element_of(values.scalar_type())},
                         columns,
                         depth,

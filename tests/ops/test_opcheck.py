@@ -29,7 +29,7 @@ def arguments():
     gate_up = [pack(torch.randn(32, 64), None, INT8)] * 2
     down, norm = pack(torch.randn(64, 32), None, INT8), torch.ones(64)
     return {
-        "pack": (torch.randn(70, 50), torch.randn(70), "int8", "int8", 0, False, None, None, None),
+        "pack": (torch.randn(70, 50), torch.randn(70), "int8", "int8", 0, False, None, None, None, True),
         "embed": (torch.tensor([[1, 2, 3]]), PACKED, torch.bfloat16),
         "unpack": (PACKED,),
         "linear": (torch.randn(3, 64), PACKED),
@@ -84,6 +84,6 @@ def test_the_fake_pack_knows_the_size(shape, format):
     weight, bias, multiplier = torch.randn(shape), torch.randn(shape[0]), torch.ones(shape[1])
     arguments = (form.codes, form.activation, form.group, form.asymmetric)
     for options in ((None, *arguments, None), (bias, *arguments, multiplier)):
-        real = kernels.pack(weight, *options, None, None)
+        real = kernels.pack(weight, *options, None, None, True)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            assert kernels.pack(weight, *options, None, None).shape == real.shape
+            assert kernels.pack(weight, *options, None, None, True).shape == real.shape

@@ -103,7 +103,7 @@ class Packer:
         format = group[0].format
         assert format is not None
         plain, moved = (
-            check_packed_linear(modules[0], pack_linear(modules[0], format, factors), format, x_MK).error
+            check_packed_linear(modules[0], pack_linear(modules[0], format, factors, lasting=False), format, x_MK).error
             for factors in (None, multiplier_K)
         )
         return moved < plain
@@ -121,10 +121,11 @@ class Packer:
         row = Row(structure.path, "Linear", "left alone", before, before, linear.reason)
         if format is None or not isinstance(module, nn.Linear):
             return row
+        lasting = linear.part is None
         if solved is None:
-            packed = pack_linear(module, format, multiplier_K)
+            packed = pack_linear(module, format, multiplier_K, lasting=lasting)
         else:
-            packed = pack_linear(module, format, multiplier_K, solved.scales, solved.weight_NK)
+            packed = pack_linear(module, format, multiplier_K, solved.scales, solved.weight_NK, lasting=lasting)
         if self._check:
             x_MK = random_rows(structure.in_features) if seen is None else seen.sample_MK
             result = check_packed_linear(module, packed, format, x_MK)

@@ -42,6 +42,7 @@ def pack(
     format: WeightFormat,
     multiplier_K: torch.Tensor | None = None,
     scales: Scales | None = None,
+    lasting: bool = True,
 ) -> torch.Tensor:
     """Re-lay a weight for the kernels, quantised by rounding to nearest.
 
@@ -55,6 +56,7 @@ def pack(
         scales: to be used instead of those, rounded to what is stored; codes are still rounded to nearest on them.
             Scales that are whole multiples, up to 15, of a number of 11 bits in each block of 256 inputs are stored
             exactly by symmetric "int4".
+        lasting: False: to be dropped soon, and so not side by side with weights that stay.
 
     Returns:
         uint8 [bytes], opaque and self-describing; safe to copy, save and map.
@@ -72,6 +74,7 @@ def pack(
         multiplier_K,
         scales.scale_NG if scales else None,
         scales.zero_NG if scales else None,
+        lasting,
     )
     return out
 
