@@ -27,9 +27,10 @@ from torch_cpullm.modules.stored import StoredModel, build, copy_weights, descri
 from torch_cpullm.modules.swap import require_state, state_of, swap, unswap
 from torch_cpullm.modules.texts import calibration_windows, tokenizer_of
 from torch_cpullm.pack import store
-from torch_cpullm.plan import make_plan
+from torch_cpullm.plan import Shard, make_plan
 from torch_cpullm.plan.explain import Explanation
 from torch_cpullm.plan.record import from_json, to_json
+from torch_cpullm.plan.shard import ALONE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,6 +115,7 @@ def optimize_by(
     windows_NT: torch.Tensor | None = None,
     dtype: Dtype | None = None,
     after_each: Callable[[], None] | None = None,
+    shard: Shard = ALONE,
 ) -> None:
     """`optimize` for a model that is not optimised, its choices made.
 
@@ -123,10 +125,11 @@ def optimize_by(
         windows_NT: token ids for calibration.
         dtype: what the model is going to have; None: what it has.
         after_each: called before each linear layer is packed, and at the end.
+        shard: the part of the model that is to be left of it, for one of the ranks that share it.
     """
     apply_tuning()
     structure = detect(model)
-    plan = make_plan(structure if dtype is None else replace(structure, dtype=dtype), config)
+    plan = make_plan(structure if dtype is None else replace(structure, dtype=dtype), config, shard)
     with packing_progress(sum(linear.format is not None for linear in plan.linears), config.calibrated) as show:
 
         def progress(done: int, total: int, name: str) -> None:
@@ -153,6 +156,9 @@ def restore(model: Model) -> Model:
 
     Weights that were rounded (to int8, or from float32 to bf16) come back dequantised, with the rounding they have
     taken: a warning says so.
+
+    Raises:
+        UnsupportedModelError: the model is a rank's part of one.
     """
     _require_module(model)
     rounded = sorted(unswap(model))
@@ -181,7 +187,7 @@ def save(
         tokenizer: None: the one of the place the model was loaded from, if there is one; else what lies there stays.
 
     Raises:
-        UnsupportedModelError: the model is not optimised, or its class is its own.
+        UnsupportedModelError: the model is not optimised, is a rank's part of one, or its class is its own.
         OSError: the folder cannot be written.
     """
     _require_module(model)

@@ -52,6 +52,13 @@ class WeightFormat:
         """Whether a group's scale is the step of its block of 256 inputs times a whole number up to 15."""
         return self.codes == "int4" and not self.asymmetric
 
+    @property
+    def cut_unit(self) -> int:
+        """Inputs may be cut at multiples of this, and each side keeps its codes and scales (csrc/drivers/slice.h)."""
+        if self.two_levels:
+            return 256
+        return self.group or 1 << CODES.index(self.codes)
+
 
 F32 = WeightFormat("f32", "f32")
 BF16 = WeightFormat("bf16", "bf16")

@@ -8,14 +8,17 @@
 TORCH_LIBRARY(torch_cpullm, m) {
   // weight[N, K], bias[N] -> packed bytes (layout/packed.h). codes: f32, bf16, int8, int4; activation: the codes' own,
   // or int8 or bf16 for quantised ones; group: k that share a scale (0: all of a row). multiplier[K] moves a factor
-  // from the weight to x; scale[N, groups] and zero[N, groups] are used instead of round-to-nearest's own.
+  // from the weight to x; scale[N, groups] and zero[N, groups] are used instead of round-to-nearest's own. lasting:
+  // side by side with other weights in memory.
   m.def(
       "pack(Tensor weight, Tensor? bias, str codes, str activation, int group, bool asymmetric, Tensor? multiplier, "
-      "Tensor? scale, Tensor? zero) -> Tensor");
+      "Tensor? scale, Tensor? zero, bool lasting) -> Tensor");
   // -> float32 weight[N, K], dequantised, without the bias.
   m.def("unpack(Tensor packed) -> Tensor");
   // The same bytes where the kernels read them fastest: aligned, on huge pages.
   m.def("copy_packed(Tensor packed) -> Tensor");
+  // Rows rows[0] .. rows[1] - 1, rows[2] .. and their inputs first .. stop - 1, packed; the values are the whole's.
+  m.def("slice_packed(Tensor packed, int[] rows, int first, int stop, bool bias) -> Tensor");
   // -> [N, K, codes, activation, group, asymmetric, has bias, has multiplier, layout version]
   m.def("packed_info(Tensor packed) -> int[]");
   // x[..., K] -> [..., N] in x's dtype.
@@ -125,6 +128,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("pack", ops::pack);
   m.impl("unpack", ops::unpack);
   m.impl("copy_packed", ops::copy_packed);
+  m.impl("slice_packed", ops::slice_packed);
   m.impl("packed_info", ops::packed_info);
   m.impl("linear", ops::linear);
   m.impl("embed", ops::embed);

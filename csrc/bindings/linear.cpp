@@ -8,6 +8,7 @@
 #include "bindings/check.h"
 #include "bindings/ops.h"
 #include "drivers/pack.h"
+#include "drivers/slice.h"
 #include "runtime/weight_memory.h"
 
 namespace torch_cpullm::bindings {
@@ -56,9 +57,10 @@ at::Tensor check_grid(const OptionalTensor& x, int64_t columns, int64_t groups, 
 const float* data_or_null(const at::Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
 
 // Small ones where torch puts them: alone in a chunk they would take a whole huge page.
-at::Tensor empty_packed(int64_t bytes) {
+at::Tensor empty_packed(int64_t bytes, bool lasting = true) {
   constexpr int64_t kOwnFrom = int64_t{1} << 20;
-  const std::shared_ptr<void> memory = bytes < kOwnFrom ? nullptr : runtime::weight_memory(static_cast<size_t>(bytes));
+  const std::shared_ptr<void> memory =
+      bytes < kOwnFrom ? nullptr : runtime::weight_memory(static_cast<size_t>(bytes), lasting);
   const at::TensorOptions options = at::TensorOptions().dtype(at::kByte);
   // torch's own allocator says best that there is no memory.
   if (!memory) return at::empty({bytes}, options);
@@ -76,7 +78,7 @@ at::Tensor readable(const at::Tensor& weight) {
 
 at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view codes,
                 c10::string_view activation, int64_t group, bool asymmetric, const OptionalTensor& multiplier,
-                const OptionalTensor& scale, const OptionalTensor& zero) {
+                const OptionalTensor& scale, const OptionalTensor& zero, bool lasting) {
   const layout::WeightFormat format = parse_weight_format(codes, activation, group, asymmetric);
   check_cpu(weight, "weight");
   TORCH_CHECK_TYPE(at::isFloatingType(weight.scalar_type()), "weight: expected a floating dtype, got ",
@@ -110,7 +112,7 @@ at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::strin
           "zero: expected whole numbers from 0 to 15, got ", entry[i]);
   }
   const int64_t bytes = layout::packed_places(format, columns, depth, bias.has_value(), multiplier.has_value()).total;
-  at::Tensor packed = empty_packed(bytes);
+  at::Tensor packed = empty_packed(bytes, lasting);
   drivers::pack_weight({{values.const_data_ptr(), element_of(values.scalar_type())},
                         columns,
                         depth,
@@ -137,6 +139,27 @@ at::Tensor copy_packed(const at::Tensor& packed) {
   copy.copy_(packed);
   check_packed_weight(copy, "packed");
   return copy;
+}
+
+at::Tensor slice_packed(const at::Tensor& packed, at::IntArrayRef rows, int64_t first, int64_t stop, bool bias) {
+  const layout::PackedView whole = check_packed_weight(packed, "packed");
+  TORCH_CHECK_VALUE(!rows.empty() && rows.size() % 2 == 0, "rows: expected pairs of first and stop, got ", rows);
+  drivers::PackedPart part{{}, {first, stop}, bias};
+  for (size_t i = 0; i < rows.size(); i += 2) {
+    TORCH_CHECK_VALUE(0 <= rows[i] && rows[i] < rows[i + 1] && rows[i + 1] <= whole.columns,
+                      "rows: expected ranges inside 0 to ", whole.columns, ", none of them empty, got ", rows);
+    part.rows.push_back({rows[i], rows[i + 1]});
+  }
+  TORCH_CHECK_VALUE(part.columns() <= INT32_MAX, "rows: expected fewer than 2^31, got ", part.columns());
+  const int64_t unit = drivers::cut_unit(whole.format);
+  TORCH_CHECK_VALUE(0 <= first && first < stop && stop <= whole.depth, "first, stop: expected a range inside 0 to ",
+                    whole.depth, ", got ", first, " and ", stop);
+  TORCH_CHECK_VALUE(first % unit == 0 && (stop % unit == 0 || stop == whole.depth),
+                    "first, stop: expected multiples of ", unit, ", between which this format keeps its scales, got ",
+                    first, " and ", stop, "; cut there, or pack the weight in another format");
+  at::Tensor out = empty_packed(drivers::part_places(whole, part).total);
+  drivers::slice_packed(whole, part, at::get_num_threads(), out.mutable_data_ptr<uint8_t>());
+  return out;
 }
 
 std::vector<int64_t> packed_info(const at::Tensor& packed) {

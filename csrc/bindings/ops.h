@@ -14,9 +14,10 @@ namespace torch_cpullm::bindings {
 // linear.cpp
 at::Tensor pack(const at::Tensor& weight, const OptionalTensor& bias, c10::string_view codes,
                 c10::string_view activation, int64_t group, bool asymmetric, const OptionalTensor& multiplier,
-                const OptionalTensor& scale, const OptionalTensor& zero);
+                const OptionalTensor& scale, const OptionalTensor& zero, bool lasting);
 at::Tensor unpack(const at::Tensor& packed);
 at::Tensor copy_packed(const at::Tensor& packed);
+at::Tensor slice_packed(const at::Tensor& packed, at::IntArrayRef rows, int64_t first, int64_t stop, bool bias);
 std::vector<int64_t> packed_info(const at::Tensor& packed);
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& packed);

@@ -173,7 +173,8 @@ class RowPacker {
   float column_scale_ = 1.0f;
 };
 
-// Columns beyond N hold the code of zero and the scale 0.
+}  // namespace
+
 void clear_panel(const layout::WeightFormat& format, int64_t padded, uint8_t* panel) {
   const int code = format.codes == Codes::int8 ? 0x80 : format.codes == Codes::int4 && !format.asymmetric ? 0x88 : 0;
   std::memset(panel, 0, static_cast<size_t>(layout::panel_bytes(format, padded)));
@@ -184,8 +185,6 @@ void clear_panel(const layout::WeightFormat& format, int64_t padded, uint8_t* pa
       std::memset(panel + place.offset + strip * place.strip + lines, code, static_cast<size_t>(place.strip - lines));
   }
 }
-
-}  // namespace
 
 void pack_weight(const PackSource& source, const layout::WeightFormat& format, int threads, uint8_t* out) {
   const layout::PackedPlaces at =

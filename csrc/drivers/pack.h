@@ -20,6 +20,8 @@ struct PackSource {
 
 // Writes the whole block: packed_places(...).total bytes.
 void pack_weight(const PackSource& source, const layout::WeightFormat& format, int threads, uint8_t* out);
+// What padding holds: columns beyond N the code of zero and the scale 0.
+void clear_panel(const layout::WeightFormat& format, int64_t padded, uint8_t* panel);
 // Reads weight[columns][depth] back, dequantised.
 void unpack_weight(const layout::PackedView& packed, int threads, float* weight);
 

@@ -49,16 +49,16 @@ std::weak_ptr<Chunk> current;  // the one that is being filled; alive as long as
 
 }  // namespace
 
-std::shared_ptr<void> weight_memory(size_t bytes) {
+std::shared_ptr<void> weight_memory(size_t bytes, bool lasting) {
   const std::lock_guard<std::mutex> lock(mutex);
   const size_t wanted = round_up(std::max(bytes, kPage), kPage);
-  std::shared_ptr<Chunk> chunk = current.lock();
+  std::shared_ptr<Chunk> chunk = lasting ? current.lock() : nullptr;
   void* place = chunk ? chunk->take(wanted) : nullptr;
   if (!place) {
-    chunk = std::make_shared<Chunk>(std::max(kChunk, round_up(wanted, kHugePage)));
+    chunk = std::make_shared<Chunk>(std::max(lasting ? kChunk : kHugePage, round_up(wanted, kHugePage)));
     place = chunk->take(wanted);
     if (!place) return nullptr;
-    if (wanted < kChunk) current = chunk;
+    if (lasting && wanted < kChunk) current = chunk;
   }
   return {chunk, place};
 }

@@ -31,10 +31,11 @@ def arguments():
     gate_up = [pack(torch.randn(32, 64), None, INT8)] * 2
     down, norm = pack(torch.randn(64, 32), None, INT8), torch.ones(64)
     return {
-        "pack": (torch.randn(70, 50), torch.randn(70), "int8", "int8", 0, False, None, None, None),
+        "pack": (torch.randn(70, 50), torch.randn(70), "int8", "int8", 0, False, None, None, None, True),
         "embed": (torch.tensor([[1, 2, 3]]), PACKED, torch.bfloat16),
         "unpack": (PACKED,),
         "linear": (torch.randn(3, 64), PACKED),
+        "slice_packed": (PACKED, [0, 5, 7, 64], 0, 32, True),
         "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
         "rope": (q, rope, rope),
         "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
@@ -74,10 +75,10 @@ def arguments():
 
 @pytest.mark.parametrize("name", arguments())
 def test_opcheck(name):
-    # The sizes of unpack, linear and embed lie in the packed bytes: their fake results have unbacked sizes, which the
-    # dynamic tracing test cannot compare.
+    # The sizes of unpack, slice_packed, linear and embed lie in the packed bytes: their fake results have unbacked
+    # sizes, which the dynamic tracing test cannot compare.
     utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if name not in ("unpack", "linear", "embed"):
+    if name not in ("unpack", "slice_packed", "linear", "embed"):
         utilities.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(getattr(kernels, name), arguments()[name], test_utils=utilities)
 
@@ -89,6 +90,6 @@ def test_the_fake_pack_knows_the_size(shape, format):
     weight, bias, multiplier = torch.randn(shape), torch.randn(shape[0]), torch.ones(shape[1])
     arguments = (form.codes, form.activation, form.group, form.asymmetric)
     for options in ((None, *arguments, None), (bias, *arguments, multiplier)):
-        real = kernels.pack(weight, *options, None, None)
+        real = kernels.pack(weight, *options, None, None, True)
         with FakeTensorMode(allow_non_fake_inputs=True):
-            assert kernels.pack(weight, *options, None, None).shape == real.shape
+            assert kernels.pack(weight, *options, None, None, True).shape == real.shape

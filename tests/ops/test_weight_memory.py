@@ -71,3 +71,19 @@ def test_a_weight_larger_than_a_chunk():
     assert packed.numel() > 64 << 20
     x = torch.randn(1, 500)
     assert torch.equal(ops.linear(x, packed).view(600, 256)[599], ops.linear(x, ops.pack(weight[:256], None, INT8))[0])
+
+
+def test_parts_leave_no_room_for_their_wholes():
+    """What is packed to be cut lies elsewhere, and is gone when it was."""
+    weight = torch.randn(4096, 4096)
+    first = ops.pack(weight, None, INT8, lasting=False)
+    parts = [ops.slice_packed(first, [(0, 512)], (0, 4096), bias=True)]
+    del first
+    gc.collect()
+    before = resident_bytes()
+    for _ in range(20):
+        whole = ops.pack(weight, None, INT8, lasting=False)
+        parts.append(ops.slice_packed(whole, [(0, 512)], (0, 4096), bias=True))  # 2 MB of 17
+        del whole
+    assert resident_bytes() < before + 80e6
+    assert all(torch.equal(part, parts[0]) for part in parts)

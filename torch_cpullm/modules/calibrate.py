@@ -169,6 +169,8 @@ class Calibration:
             packer.pack(group, observer.seen, partial(_solve, hessian))
         for index, hidden_1TD in enumerate(windows.hidden):
             windows.hidden[index] = _run(layer, hidden_1TD, kwargs)
+        for group in groups:
+            packer.cut(group)
 
 
 def _solve(

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from torch_cpullm.detect.structure import LayerStructure
+from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.formats import KvFormat
 from torch_cpullm.kv import LayerSpec, PagedCache
 from torch_cpullm.modules.notice import warn_once
 from torch_cpullm.ops import block as ops
 from torch_cpullm.ops.layers import LayerNumbers, LayerStack, LayerWeights, stack_layers
+from torch_cpullm.plan import LayerPlan
+from torch_cpullm.plan.shard import EVERYTHING
 
 
 class FusedLayer:
@@ -32,6 +35,11 @@ class FusedLayer:
         weights = None if reason else _weights(self)
         if weights is None:
             reason = reason or "a module that it was fused from was replaced (by an adapter, say)"
+            if self._cpullm.share != EVERYTHING:
+                raise UnsupportedModelError(
+                    f"{type(self).__name__}: expected a call of its fused forward, the only one of a layer that ranks "
+                    f"share, but {reason}"
+                )
             warn_once(f"{type(self).__name__} runs its original forward: {reason}")
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
         attention, mlp = weights
@@ -86,15 +94,21 @@ class FusedLayer:
 
 
 class FusedParts:
-    """What a fused layer knows about itself."""
+    """What a fused layer knows about itself.
 
-    def __init__(self, structure: LayerStructure, fuse_mlp: bool, kv_format: KvFormat) -> None:
-        self.structure = structure
-        self.fuse_mlp = fuse_mlp
-        attention = structure.attention
-        self.spec = LayerSpec(attention.kv_heads, attention.channels, kv_format)
+    `structure` is the whole layer's, the numbers of heads in `spec` and `numbers` are the rank's. A block of which
+    `share` has a part gives the residual and one term of the sum over all ranks.
+    """
+
+    def __init__(self, plan: LayerPlan, kv_format: KvFormat) -> None:
+        self.structure = structure = plan.structure
+        self.fuse_mlp = plan.fuse_mlp
+        self.share = plan.share
+        attention, heads = structure.attention, plan.share.heads
+        query, kv = (len(heads.query), len(heads.kv)) if heads else (attention.heads, attention.kv_heads)
+        self.spec = LayerSpec(kv, attention.channels, kv_format)
         self.norm = ops.NormNumbers(structure.eps, structure.offset)
-        self.numbers = ops.AttentionNumbers(attention.heads, attention.kv_heads, attention.scale, attention.soft_cap)
+        self.numbers = ops.AttentionNumbers(query, kv, attention.scale, attention.soft_cap)
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}

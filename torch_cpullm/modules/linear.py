@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from torch_cpullm.formats import WeightFormat
 from torch_cpullm.modules.packed import PackedModule, PackedState
 from torch_cpullm.ops import linear as ops
+from torch_cpullm.plan.shard import Part
 
 
 class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
-    """A Linear that keeps `packed` in place of its weight; see PackedModule."""
+    """A Linear that keeps `packed` in place of its weight; see PackedModule.
+
+    `cut` leaves it a rank's part of the weight: forward then takes the part's inputs and gives the part's outputs.
+    `in_features`, `out_features` and `bias` stay those of the whole, since they tell transformers what model it is.
+    """
 
     @staticmethod
     def take_over(
@@ -29,6 +36,17 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
         del linear.weight
         linear.__class__ = PackedLinear
         linear.begin(packed, state)  # type: ignore[operator]
+
+    @property
+    def part(self) -> Part | None:
+        """What a rank has of the weight; None: the whole. A head's forward gives logits of the tokens in its rows."""
+        return self._packed_state.part
+
+    def cut(self, part: Part) -> None:
+        """Keep a part of the weight and drop the whole."""
+        rows = [(span.first, span.stop) for span in part.rows]
+        self.packed = ops.slice_packed(self.packed, rows, (part.inputs.first, part.inputs.stop), part.bias)
+        vars(self)["_packed_state"] = replace(self._packed_state, multiplier_K=None, part=part)
 
     def give_back(self) -> None:
         """Turn back into a plain Linear with the weight dequantised, or tied again."""

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_cpullm.errors import PackedWeightError
+from torch_cpullm.errors import PackedWeightError, UnsupportedModelError
 from torch_cpullm.formats import WeightFormat
 from torch_cpullm.ops import linear as ops
+from torch_cpullm.plan.shard import Part
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PackedState:
             register them as children.
         tied: the module whose weight was this one.
         multiplier_K: what the bytes were packed with; another weight must keep it, since weights that share x do.
+        part: what a rank has of the weight; None: the whole.
     """
 
     format: WeightFormat
@@ -33,6 +35,7 @@ class PackedState:
     owner: tuple[PackedModule] | None = None
     tied: tuple[nn.Module] | None = None
     multiplier_K: torch.Tensor | None = None
+    part: Part | None = None
 
     @property
     def lossy(self) -> bool:
@@ -82,6 +85,7 @@ class PackedModule(nn.Module):
         state = self._packed_state
         if state.tied:
             return state.tied[0].weight
+        self._require_whole()
         return ops.unpack(self.bytes).to(state.dtype)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,6 +98,7 @@ class PackedModule(nn.Module):
     def pack(self, value: torch.Tensor) -> None:
         """Take another weight in place of the present one. Raises PackedWeightError for another shape."""
         state = self._packed_state
+        self._require_whole()
         info = ops.packed_info(self.bytes)
         if tuple(value.shape) != (info.out_features, info.in_features):
             raise PackedWeightError(
@@ -105,9 +110,18 @@ class PackedModule(nn.Module):
         else:
             self.packed = ops.pack(value.detach(), getattr(self, "bias", None), state.format, state.multiplier_K)
 
+    def _require_whole(self) -> None:
+        if self._packed_state.part is not None:
+            raise UnsupportedModelError(
+                "weight: expected a whole one, got a rank's part of it, which nobody can read, write or replace; do so "
+                "before the model is shared among ranks (optimize it without torch_cpullm.distributed.init())"
+            )
+
     def extra_repr(self) -> str:
-        """Shape and format, for print(model)."""
-        return f"{super().extra_repr()}, format={self._packed_state.format}"
+        """Shape and format, for print(model); and which outputs and inputs a rank has."""
+        part = self._packed_state.part
+        mine = f", outputs {', '.join(map(str, part.rows))}, inputs {part.inputs}" if part else ""
+        return f"{super().extra_repr()}, format={self._packed_state.format}{mine}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.observe import Seen
@@ -47,7 +48,12 @@ class Packer:
 
     def __init__(self, model: nn.Module, check: bool, progress: Progress | None, total: int) -> None:
         self._model, self._check, self._progress, self._total = model, check, progress, total
-        self.rows: list[Row] = []
+        self._rows: dict[str, Row] = {}
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of explain(), one for each linear layer so far."""
+        return list(self._rows.values())
 
     def pack(self, group: tuple[LinearPlan, ...], seen: dict[str, Seen], solver: Solver = _round_to_nearest) -> None:
         """Pack linear layers that share their input; `seen` may lack them."""
@@ -66,8 +72,29 @@ class Packer:
         ]
         for (linear, module), solution in zip(planned, solved, strict=True):
             if self._progress:
-                self._progress(len(self.rows), self._total, linear.structure.path)
-            self.rows.append(self._pack_one(linear, module, multiplier_K, first, solution))
+                self._progress(len(self._rows), self._total, linear.structure.path)
+            self._rows[linear.structure.path] = self._pack_one(linear, module, multiplier_K, first, solution)
+
+    def cut(self, group: tuple[LinearPlan, ...]) -> None:
+        """Leave packed layers the parts that are planned; they do not run as the whole model's from then on.
+
+        Raises:
+            UnsupportedModelError: a layer was not packed. Its block could not be fused, and layers of its kind may have
+                been cut already, so that it is too late to leave them all whole.
+        """
+        for linear in group:
+            if linear.part is None:
+                continue
+            path = linear.structure.path
+            module = self._model.get_submodule(path)
+            if not isinstance(module, PackedLinear):
+                raise UnsupportedModelError(
+                    f"{path}: expected a layer that ranks can share, got one that is left alone: "
+                    f"{self._rows[path].reason}; load the model again and choose smaller groups, 'bf16', or check=False"
+                )
+            if module.part is None:
+                module.cut(linear.part)
+                self._rows[path] = replace(self._rows[path], bytes_after=module.packed.numel())
 
     def _helps(
         self, group: tuple[LinearPlan, ...], modules: list[nn.Linear], multiplier_K: torch.Tensor, x_MK: torch.Tensor
@@ -76,7 +103,7 @@ class Packer:
         format = group[0].format
         assert format is not None
         plain, moved = (
-            check_packed_linear(modules[0], pack_linear(modules[0], format, factors), format, x_MK).error
+            check_packed_linear(modules[0], pack_linear(modules[0], format, factors, lasting=False), format, x_MK).error
             for factors in (None, multiplier_K)
         )
         return moved < plain
@@ -94,10 +121,11 @@ class Packer:
         row = Row(structure.path, "Linear", "left alone", before, before, linear.reason)
         if format is None or not isinstance(module, nn.Linear):
             return row
+        lasting = linear.part is None
         if solved is None:
-            packed = pack_linear(module, format, multiplier_K)
+            packed = pack_linear(module, format, multiplier_K, lasting=lasting)
         else:
-            packed = pack_linear(module, format, multiplier_K, solved.scales, solved.weight_NK)
+            packed = pack_linear(module, format, multiplier_K, solved.scales, solved.weight_NK, lasting=lasting)
         if self._check:
             x_MK = random_rows(structure.in_features) if seen is None else seen.sample_MK
             result = check_packed_linear(module, packed, format, x_MK)

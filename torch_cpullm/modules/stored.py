@@ -19,7 +19,7 @@ from torch_cpullm.modules import attention
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packed import PackedModule
-from torch_cpullm.modules.swap import attach, require_state
+from torch_cpullm.modules.swap import attach, require_whole
 from torch_cpullm.ops.linear import copy_packed, packed_info
 from torch_cpullm.pack.store import Tensors
 from torch_cpullm.plan import Plan
@@ -63,9 +63,9 @@ def describe(model: PreTrainedModel) -> tuple[StoredModel, Tensors]:
     """What `build` needs to make the model again; the tensors are the model's own.
 
     Raises:
-        UnsupportedModelError: the model is not optimised, or its class is not one of transformers'.
+        UnsupportedModelError: the model is not optimised, is a rank's part, or its class is not one of transformers'.
     """
-    state = require_state(model)
+    state = require_whole(model)
     architecture = type(model).__name__
     if _class_named(architecture, UnsupportedModelError) not in type(model).__mro__:
         raise UnsupportedModelError(f"model: expected a class of transformers, got another one named {architecture!r}")

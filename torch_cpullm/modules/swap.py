@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,17 +13,17 @@ from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.formats import F32, KvFormat
 from torch_cpullm.generate.model import PagedModel, paged_class
 from torch_cpullm.modules import attention
-from torch_cpullm.modules.calibrate import Calibration
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.fork import make_forks_safe
 from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
 from torch_cpullm.modules.linear import PackedLinear
-from torch_cpullm.modules.observe import observe
-from torch_cpullm.modules.packing import Packer, Progress, pack_embedding
+from torch_cpullm.modules.packing import Progress
 from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
+from torch_cpullm.modules.weights import pack_weights
 from torch_cpullm.pack import pack_linear
 from torch_cpullm.plan import LayerPlan, Plan
 from torch_cpullm.plan.explain import Explanation, Row
+from torch_cpullm.plan.shard import EVERYTHING
 
 STATE = "_cpullm_state"
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -52,6 +52,17 @@ def require_state(model: nn.Module) -> Swapped:
     return state
 
 
+def require_whole(model: nn.Module) -> Swapped:
+    """The state. Raises UnsupportedModelError for a model that is a rank's part, and for one that is not optimised."""
+    state = require_state(model)
+    if state.plan.is_partial:
+        raise UnsupportedModelError(
+            f"model: expected a whole one, got the part of rank {state.plan.shard.rank} of {state.plan.shard.size}; "
+            "save or restore it before it is shared (optimize it without torch_cpullm.distributed.init())"
+        )
+    return state
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, shared storages once."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -61,7 +72,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: KvFormat) -> FusedParts:
     """Give a layer its fused class; its linear layers must be packed already."""
-    parts = FusedParts(plan.structure, plan.fuse_mlp, kv_format)
+    parts = FusedParts(plan, kv_format)
     layer.__class__ = fused_class(type(layer))
     vars(layer)["_cpullm"] = parts
     return parts
@@ -78,7 +89,7 @@ def _fuse_trial(plan: LayerPlan) -> Callable[[nn.Module], Any]:
         for parent, name in names:
             linear = getattr(getattr(copy, parent), name)
             PackedLinear.take_over(linear, pack_linear(linear, F32), F32, None)
-        return fuse_layer(copy, plan, "f32").spec
+        return fuse_layer(copy, replace(plan, share=EVERYTHING), "f32").spec
 
     return fuse
 
@@ -104,30 +115,6 @@ def prove(model: nn.Module, plan: Plan) -> Plan:
         except ProofError as failure:
             plan = plan.without(kind, str(failure))
     return plan
-
-
-def _pack_weights(
-    model: nn.Module, plan: Plan, calibration_NT: torch.Tensor | None, progress: Progress | None
-) -> tuple[list[Row], str | None]:
-    """Pack everything the plan names; returns the rows of explain(), and why texts could not be used, if so."""
-    groups = plan.input_groups()
-    packer = Packer(model, plan.config.check, progress, len(plan.linears))
-    fault = None
-    if calibration_NT is not None:
-        try:
-            groups = Calibration(model, calibration_NT).pack_layers(groups, packer)
-        except ProofError as failure:
-            fault = str(failure)
-            groups = [g for g in groups if not isinstance(model.get_submodule(g[0].structure.path), PackedLinear)]
-    quantized = [
-        linear.structure.path for group in groups for linear in group if linear.format and linear.format.quantized
-    ]
-    seen = observe(model, quantized) if quantized and plan.structure.generates else {}
-    for group in groups:
-        packer.pack(group, seen)
-    if progress:
-        progress(len(plan.linears), len(plan.linears), "")
-    return packer.rows + [pack_embedding(model, embedding) for embedding in plan.embeddings], fault
 
 
 def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
@@ -193,13 +180,14 @@ def swap(
     notes = [f"attention: {_use_slim_attention(model, plan, attention_before)}"]
     if plan.config.check:
         plan = prove(model, plan)
-    rows, fault = _pack_weights(model, plan, calibration_NT, progress)
+    rows, fault = pack_weights(model, plan, calibration_NT, progress)
     if fault:
         notes.append(f"calibration texts were not used for all layers: {fault}")
     plan = _layers_with_packed_weights(model, plan)
     fused, per_token_before, per_token = fuse(model, plan)
     rows += fused
     rows += [Row(f.path, f.class_name, "left alone", 0, 0, f.reason) for f in plan.structure.findings]
+    notes += plan.sharing
     notes.append(f"KV cache: {plan.kv.format or 'as it was'} ({plan.kv.reason})")
     if plan.config.sampler == "fused" and plan.kv.format is None:
         notes.append("sampler: transformers' own; the fused one needs our decode loop, and so the paged cache")
@@ -274,9 +262,9 @@ def _swapped_modules(model: nn.Module) -> Iterator[nn.Module]:
 
 def unswap(model: Any) -> set[str]:
     """Put the original classes back, weights dequantised. Returns the formats that some weight was rounded to."""
-    state = state_of(model)
-    if state is None:
+    if state_of(model) is None:
         return set()
+    state = require_whole(model)
     lossy = set()
     swapped = list(_swapped_modules(model))
     # Tables first: a tied head takes its weight from the table, which reads it from the head's bytes.

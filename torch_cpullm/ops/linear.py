@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ def pack(
     format: WeightFormat,
     multiplier_K: torch.Tensor | None = None,
     scales: Scales | None = None,
+    lasting: bool = True,
 ) -> torch.Tensor:
     """Re-lay a weight for the kernels, quantised by rounding to nearest.
 
@@ -54,6 +56,7 @@ def pack(
         scales: to be used instead of those, rounded to what is stored; codes are still rounded to nearest on them.
             Scales that are whole multiples, up to 15, of a number of 11 bits in each block of 256 inputs are stored
             exactly by symmetric "int4".
+        lasting: False: to be dropped soon, and so not side by side with weights that stay.
 
     Returns:
         uint8 [bytes], opaque and self-describing; safe to copy, save and map.
@@ -71,6 +74,7 @@ def pack(
         multiplier_K,
         scales.scale_NG if scales else None,
         scales.zero_NG if scales else None,
+        lasting,
     )
     return out
 
@@ -88,6 +92,25 @@ def copy_packed(packed: torch.Tensor) -> torch.Tensor:
         ValueError: on bytes that `pack` did not write.
     """
     out: torch.Tensor = kernels.copy_packed(packed)
+    return out
+
+
+def slice_packed(
+    packed: torch.Tensor, rows: Sequence[tuple[int, int]], inputs: tuple[int, int], bias: bool
+) -> torch.Tensor:
+    """A part of a packed weight, packed: its values are those of the whole, bit for bit.
+
+    Args:
+        packed: the whole.
+        rows: ranges (first, stop) of outputs, in the order of the part's own.
+        inputs: a range (first, stop), at multiples of the format's `cut_unit` or the end.
+        bias: keep the bias of those rows, if there is one.
+
+    Raises:
+        ValueError: an empty range, one outside the weight, or a cut where both sides share a scale.
+    """
+    ends = [end for first_stop in rows for end in first_stop]
+    out: torch.Tensor = kernels.slice_packed(packed, ends, *inputs, bias)
     return out
 
 
@@ -133,6 +156,11 @@ def _(packed: torch.Tensor) -> torch.Tensor:
 @fake("copy_packed")
 def _(packed: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(packed)
+
+
+@fake("slice_packed")
+def _(packed: torch.Tensor, *_: object) -> torch.Tensor:
+    return packed.new_empty((torch.library.get_ctx().new_dynamic_size(),))
 
 
 @fake("linear")

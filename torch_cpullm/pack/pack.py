@@ -36,9 +36,12 @@ def pack_linear(
     multiplier_K: torch.Tensor | None = None,
     scales: ops.Scales | None = None,
     weight_NK: torch.Tensor | None = None,
+    *,
+    lasting: bool = True,
 ) -> torch.Tensor:
     """Pack weight (or `weight_NK` in its place) and bias of `module`; the module is not changed."""
-    return ops.pack(module.weight if weight_NK is None else weight_NK, module.bias, format, multiplier_K, scales)
+    weight_NK = module.weight if weight_NK is None else weight_NK
+    return ops.pack(weight_NK, module.bias, format, multiplier_K, scales, lasting)
 
 
 def random_rows(depth: int) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch_cpullm.config import Config
 from torch_cpullm.detect.structure import Dtype, EmbeddingStructure, LayerStructure, LinearStructure, Structure
 from torch_cpullm.formats import BF16, F32, INT8, KvFormat, WeightFormat
+from torch_cpullm.plan.divide import Division, Piece, divide_head, divide_layer
+from torch_cpullm.plan.record import LEFT_OUT
+from torch_cpullm.plan.shard import ALONE, BLOCK, EVERYTHING, Part, Shard, Share, cuttable
 
 # float16 is no packed format: float32 would double its bytes, and the other two would not keep its values.
 _KEPT: dict[Dtype, WeightFormat | None] = {"float32": F32, "bfloat16": BF16, "float16": None}
@@ -16,11 +19,12 @@ _KEPT_KV: dict[Dtype, KvFormat] = {"float32": "f32", "bfloat16": "bf16", "float1
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """One linear layer: the format to pack it in, or None to leave it alone."""
+    """One linear layer: the format to pack it in, or None to leave it alone; `part` is a rank's, None the whole."""
 
     structure: LinearStructure
     format: WeightFormat | None
     reason: str
+    part: Part | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,13 @@ class EmbeddingPlan:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One decoder layer: which halves become fused ops."""
+    """One decoder layer: which halves become fused ops, and what a rank has of them."""
 
     structure: LayerStructure
     fuse_attention: bool
     fuse_mlp: bool
     reason: str
+    share: Share = field(default=EVERYTHING, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class KvPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything swap() will do, and why."""
+    """Everything swap() will do, and why. `sharing` says what a rank has of the model, for explain()."""
 
     structure: Structure
     config: Config
@@ -61,6 +66,8 @@ class Plan:
     embeddings: tuple[EmbeddingPlan, ...]
     layers: tuple[LayerPlan, ...]
     kv: KvPlan
+    shard: Shard = field(default=ALONE, metadata=LEFT_OUT)
+    sharing: tuple[str, ...] = field(default=(), metadata=LEFT_OUT)
 
     def __repr__(self) -> str:
         """Say in one line what is planned; a proof or a check may still leave parts alone."""
@@ -71,6 +78,11 @@ class Plan:
             f"{sum(layer.fuse_attention for layer in self.layers)} attention and "
             f"{sum(layer.fuse_mlp for layer in self.layers)} MLP blocks fused, KV {self.kv.format or 'as it is'})"
         )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the model will be a rank's part, which cannot run, be read or be written as the whole."""
+        return any(linear.part is not None for linear in self.linears)
 
     def input_groups(self) -> list[tuple[LinearPlan, ...]]:
         """The linear layers, those together that share their input and so must agree in how it is prepared."""
@@ -125,7 +137,8 @@ def choose_embedding(embedding: EmbeddingStructure, linears: tuple[LinearPlan, .
     wanted = INT8 if choice == "int8" else _KEPT[embedding.dtype]
     for linear in linears:
         path, format = linear.structure.path, linear.format
-        if linear.structure.tied_to == embedding.path and wanted and format and format.codes == wanted.codes:
+        shared = linear.structure.tied_to == embedding.path and linear.part is None
+        if shared and wanted and format and format.codes == wanted.codes:
             return EmbeddingPlan(embedding, format, path, f"tied to {path}")
     if choice == "keep":
         return EmbeddingPlan(embedding, None, None, "embeddings='keep'")
@@ -169,8 +182,22 @@ def choose_kv(structure: Structure, layers: tuple[LayerPlan, ...], config: Confi
     return KvPlan(config.kv_cache, f"kv_cache={config.kv_cache!r}")
 
 
+def choose_linear(linear: LinearStructure, config: Config, piece: Piece | None = None) -> LinearPlan:
+    """One linear layer, or a rank's piece of it: cut where its format can be, and else in one that can be cut there."""
+    wanted, reason = choose_linear_format(linear, config)
+    if piece is None or wanted is None:
+        return LinearPlan(linear, wanted, reason)
+    format = cuttable(wanted, piece.cut)
+    if format != wanted:
+        reason = f"{reason}; {wanted} cannot be cut at multiples of {piece.cut} inputs"
+    return LinearPlan(linear, format, reason, piece.part)
+
+
 def _consistent(plan: Plan) -> Plan:
-    """Without a pool there is nothing the fused attention could write to: then no layer's attention is fused."""
+    """Without a pool there is nothing the fused attention could write to: then no layer's attention is fused.
+
+    What is not fused is not shared among ranks either.
+    """
     kv = choose_kv(plan.structure, plan.layers, plan.config)
     layers = plan.layers
     if kv.format is None:
@@ -178,13 +205,59 @@ def _consistent(plan: Plan) -> Plan:
             replace(layer, fuse_attention=False, reason=kv.reason) if layer.fuse_attention else layer
             for layer in layers
         )
-    return replace(plan, layers=layers, kv=kv)
+    return _shared(replace(plan, layers=layers, kv=kv))
 
 
-def make_plan(structure: Structure, config: Config) -> Plan:
-    """Decide everything; nothing is computed and nothing touched."""
-    linears = tuple(LinearPlan(linear, *choose_linear_format(linear, config)) for linear in structure.linears)
+def _shared(plan: Plan) -> Plan:
+    """The plan for its shard. Linear layers and embeddings are chosen anew, since where they are cut tells in what."""
+    if plan.shard.size == 1:
+        return plan
+    linears = {linear.path: linear for linear in plan.structure.linears}
+    whole = Division()
+    if plan.kv.format is None:
+        divisions = [whole] * len(plan.layers)
+        notes = [f"replicated on {plan.shard.size} ranks: {plan.kv.reason}"]
+        pieces: dict[str, Piece] = {}
+    else:
+        divisions = [divide_layer(each.structure, linears, plan.shard, each.fuse_mlp) for each in plan.layers]
+        heads = [divide_head(linear, plan.shard) for linear in linears.values() if linear.role == "head"]
+        notes = [note for division in (*divisions, *heads) for note in division.notes]
+        pieces = {path: piece for division in (*divisions, *heads) for path, piece in division.pieces.items()}
+    chosen = tuple(choose_linear(linear, plan.config, pieces.get(path)) for path, linear in linears.items())
+    notes += [note for linear in chosen for note in _cut_notes(linear, plan.config, pieces.get(linear.structure.path))]
+    return replace(
+        plan,
+        linears=chosen,
+        embeddings=tuple(choose_embedding(table, chosen, plan.config) for table in plan.structure.embeddings),
+        layers=tuple(replace(layer, share=d.share) for layer, d in zip(plan.layers, divisions, strict=True)),
+        sharing=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _cut_notes(linear: LinearPlan, config: Config, piece: Piece | None) -> list[str]:
+    """What cutting a layer's inputs costs: another format, or activations that are quantised in other groups."""
+    if piece is None or linear.format is None or piece.cut % BLOCK == 0:
+        return []
+    name = linear.structure.path.rpartition(".")[2]
+    where = f"{name} is cut at multiples of {piece.cut} inputs"
+    notes = []
+    if linear.format != choose_linear_format(linear.structure, config)[0]:
+        notes.append(f"{where}, where its scales are stored together; it is packed in {linear.format}")
+    if linear.format.activation == "int8":
+        notes.append(f"{where}: its activations are quantised in other groups of {BLOCK} than one rank's")
+    return notes
+
+
+def make_plan(structure: Structure, config: Config, shard: Shard = ALONE) -> Plan:
+    """Decide everything; nothing is computed and nothing touched.
+
+    Args:
+        structure: what detect() found.
+        config: the choices.
+        shard: the part of the model that is wanted, among the ranks that share it.
+    """
+    linears = tuple(choose_linear(linear, config) for linear in structure.linears)
     formats = {linear.structure.path: linear.format for linear in linears}
     layers = tuple(choose_layer(layer, formats, config) for layer in structure.layers)
     embeddings = tuple(choose_embedding(embedding, linears, config) for embedding in structure.embeddings)
-    return _consistent(Plan(structure, config, linears, embeddings, layers, KvPlan(None, "")))
+    return _consistent(Plan(structure, config, linears, embeddings, layers, KvPlan(None, ""), shard))

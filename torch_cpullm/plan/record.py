@@ -6,11 +6,19 @@ import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+LEFT_OUT = {"left out": True}
+"""Metadata of a dataclass's field that is not written while it has its default: records are what they were without."""
+
+
+def _is_left_out(field: Any, content: dict[str, Any]) -> bool:
+    return field.metadata == LEFT_OUT and (field.name not in content or content[field.name] == field.default)
+
 
 def to_json(value: Any) -> Any:
     """Dataclasses become objects, tuples lists; numbers, strings, booleans and None stay."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        content = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {field.name: to_json(content[field.name]) for field in fields(value) if not _is_left_out(field, content)}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):
@@ -60,7 +68,7 @@ def from_json(kind: Any, value: Any, where: str = "record") -> Any:
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise _mismatch(where, "an object", value)
-    names = {field.name for field in fields(kind)}
+    names = {field.name for field in fields(kind) if field.name in value or not _is_left_out(field, value)}
     if set(value) != names:
         odd = ", ".join(sorted(set(value) ^ names))
         raise ValueError(f"{where}: expected the fields of {kind.__name__}, got other ones: {odd}")
