@@ -22,6 +22,7 @@ from torch_cpullm.detect import detect
 from torch_cpullm.detect.structure import Dtype
 from torch_cpullm.errors import StoredModelError, UnsupportedModelError
 from torch_cpullm.machine import MappedFiles, apply_tuning
+from torch_cpullm.modules.joined import own_shard
 from torch_cpullm.modules.progress import packing_progress
 from torch_cpullm.modules.stored import StoredModel, build, copy_weights, describe
 from torch_cpullm.modules.swap import require_state, state_of, swap, unswap
@@ -60,6 +61,9 @@ def optimize(  # noqa: PLR0913  (every choice of Config by its name)
     Linear layers are packed and quantised, decoder layers that are proven equal to ours become two fused ops each, and
     generate() gets a paged KV cache. What does not match is left alone; `explain(model)` says what and why.
 
+    After `torch_cpullm.distributed.init()` each rank is left its part: all of them make this call with the same model
+    and the same choices.
+
     Args:
         model: any torch module on the CPU; most is gained on transformers' decoder models.
         weights: format of the linear layers, see Config.
@@ -83,7 +87,9 @@ def optimize(  # noqa: PLR0913  (every choice of Config by its name)
 
     Raises:
         ConfigError: a choice does not exist, or calibration texts cannot be used.
-        UnsupportedModelError: `model` is not a torch module.
+        UnsupportedModelError: `model` is not a torch module, or a part of one that was shared among ranks.
+        RankError: the ranks have different models or choices.
+        CollectiveError: another rank has ended.
     """
     config = Config(
         weights=weights,
@@ -101,11 +107,12 @@ def optimize(  # noqa: PLR0913  (every choice of Config by its name)
     _require_module(model)
     windows_NT = None if calibration is None else calibration_windows(model, calibration, tokenizer)
     state = state_of(model)
+    shard, group = own_shard()
     if state is not None:
-        if state.plan.config == config:
+        if state.plan.config == config and state.plan.shard == shard:
             return model
         restore(model)
-    optimize_by(model, config, windows_NT)
+    optimize_by(model, config, windows_NT, shard=shard, group=group)
     return model
 
 
@@ -116,6 +123,7 @@ def optimize_by(
     dtype: Dtype | None = None,
     after_each: Callable[[], None] | None = None,
     shard: Shard = ALONE,
+    group: int = 0,
 ) -> None:
     """`optimize` for a model that is not optimised, its choices made.
 
@@ -126,6 +134,7 @@ def optimize_by(
         dtype: what the model is going to have; None: what it has.
         after_each: called before each linear layer is packed, and at the end.
         shard: the part of the model that is to be left of it, for one of the ranks that share it.
+        group: of these ranks; 0: whoever calls brings the terms of all ranks together.
     """
     apply_tuning()
     structure = detect(model)
@@ -138,7 +147,7 @@ def optimize_by(
             if show:
                 show(done, total, name)
 
-        swap(model, plan, progress, windows_NT)
+        swap(model, plan, progress, windows_NT, group)
 
 
 def explain(model: nn.Module) -> Explanation:
@@ -210,6 +219,8 @@ def save(
 def load(folder: str | os.PathLike[str], verify: bool = False, *, copy: bool = False) -> PreTrainedModel:
     """The model that `save` has written. Weights are used where they lie in the file's pages, which processes share.
 
+    After `torch_cpullm.distributed.init()` each rank copies its part of them.
+
     Args:
         folder: of `save`. Its tokenizer: AutoTokenizer.from_pretrained(folder).
         verify: compare the SHA-256 of the weights as well (a second for a gigabyte); that of the configuration, and
@@ -222,6 +233,8 @@ def load(folder: str | os.PathLike[str], verify: bool = False, *, copy: bool = F
 
     Raises:
         StoredModelError: the folder holds no whole model of this version, or not one that fits its configuration.
+        UnsupportedModelError: ranks cannot share weights in its formats.
+        RankError: the ranks have loaded different models.
     """
     from transformers import AutoConfig, GenerationConfig
 

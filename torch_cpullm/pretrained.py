@@ -26,6 +26,7 @@ from torch_cpullm.api import optimize_by, restore
 from torch_cpullm.config import QUANT_METHOD, Activations, Attention, Config, Embeddings, KvCache, Sampler, Weights
 from torch_cpullm.errors import ConfigError, StoredModelError
 from torch_cpullm.machine import MappedFiles, apply_tuning
+from torch_cpullm.modules.joined import own_shard
 from torch_cpullm.modules.packed import PackedModule
 from torch_cpullm.modules.stored import StoredModel, describe, fill, finish
 from torch_cpullm.modules.texts import calibration_windows
@@ -173,7 +174,7 @@ class CpuLlmQuantizer(HfQuantizer):
         handles = [module.register_forward_hook(lambda *_: files.release()) for module in holders]
         try:
             wanted = cast("Dtype", str(self._dtype).removeprefix("torch."))
-            optimize_by(model, config.choices, windows_NT, wanted, files.release)
+            optimize_by(model, config.choices, windows_NT, wanted, files.release, *own_shard())
         finally:
             for handle in handles:
                 handle.remove()
@@ -287,7 +288,7 @@ def _take_packed(model: nn.Module, stored: StoredModel) -> None:
         weight = torch.empty(shape, device="meta")
         module.register_parameter("weight", nn.Parameter(weight))
     fill(model, stored, tensors)
-    finish(model, stored)
+    finish(model, stored, lambda: None)
 
 
 def _owned(path: str, packed: torch.Tensor) -> torch.Tensor:

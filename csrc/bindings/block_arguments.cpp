@@ -67,6 +67,7 @@ AttentionArguments::AttentionArguments(const at::Tensor& hidden, const Attention
       .rotary = tables_.rotary,
       .rope_batch_stride = tables_.batch_stride,
       .attention = attention_problem(kv, batch, tokens, common.heads, scores_, common.scale),
+      .ranks = common.ranks,
   };
 }
 
@@ -80,6 +81,7 @@ MlpArguments::MlpArguments(const at::Tensor& hidden, const MlpTensors& layer, co
       .down = check_projection(layer.down, ffn, model, "down"),
       .input_norm = before_.norm,
       .output_norm = after_.norm,
+      .ranks = common.ranks,
   };
 }
 

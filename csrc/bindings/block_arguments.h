@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "bindings/check.h"
+#include "bindings/comm_errors.h"
 #include "bindings/kv_arguments.h"
 #include "drivers/blocks.h"
 
@@ -51,6 +52,27 @@ struct NormArgument {
   }
 };
 
+// The ranks that share a block: those of an open group, or none.
+class RanksArgument {
+ public:
+  // `number`: 0 for none.
+  RanksArgument(int64_t number, const at::Tensor& hidden, const char* name) {
+    if (number == 0) return;
+    routes_ = translated([&] { return comm::find(number); });
+    const int64_t row_bytes = hidden.size(2) * hidden.element_size();
+    TORCH_CHECK_VALUE(row_bytes <= routes_->most_bytes(), name, ": expected one that sends ", row_bytes,
+                      " bytes at once, a row of hidden, got one that sends ", routes_->most_bytes());
+  }
+  const comm::Routes* get() const { return routes_.get(); }
+  // Outside of parallel regions: throws what went wrong between the ranks.
+  void check() const {
+    if (routes_) translated([&] { routes_->rethrow(); });
+  }
+
+ private:
+  std::shared_ptr<const comm::Routes> routes_;
+};
+
 // What attention_block takes of one layer.
 struct AttentionTensors {
   at::TensorList qkv;
@@ -65,6 +87,7 @@ struct AttentionCommon {
   int64_t heads, kv_heads;
   layout::Format format;
   double eps, norm_offset, scale, soft_cap;
+  const comm::Routes* ranks;
 };
 
 class AttentionArguments {
@@ -93,6 +116,7 @@ struct MlpTensors {
 struct MlpCommon {
   kernels::Gate activation;
   double eps, norm_offset;
+  const comm::Routes* ranks;
 };
 
 class MlpArguments {

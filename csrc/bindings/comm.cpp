@@ -8,7 +8,7 @@
 #include "bindings/check.h"
 #include "bindings/comm_errors.h"
 #include "bindings/ops.h"
-#include "comm/registry.h"
+#include "comm/routes.h"
 #include "comm/shm_group.h"
 
 namespace torch_cpullm::bindings {
@@ -49,28 +49,24 @@ void check_contiguous(const at::Tensor& x, const char* name) {
                     x.strides(), "; it is written in place, so call .contiguous() first and use the copy");
 }
 
-comm::Type type_of(const at::Tensor& x) {
-  const at::ScalarType type = x.scalar_type();
-  return type == at::kBFloat16 ? comm::Type::bf16 : type == at::kHalf ? comm::Type::f16 : comm::Type::f32;
-}
-
 }  // namespace
 
 void all_reduce_(at::Tensor x, int64_t number) {
   check_float(x, "x");
   check_contiguous(x, "x");
   translated([&] {
-    const std::shared_ptr<comm::Group> group = comm::find(number);
+    const auto routes = comm::find(number);
+    comm::Group& group = routes->of(static_cast<int64_t>(x.nbytes()));
     const layout::Elements values = mutable_elements_of(x);
-    for_pieces(*group, x.numel(), x.element_size(), [&](int64_t first, int64_t count) {
-      const Message message{Operation::all_reduce, type_of(x), count};
+    for_pieces(group, x.numel(), x.element_size(), [&](int64_t first, int64_t count) {
+      const Message message{Operation::all_reduce, comm::type_of(values.type), count};
       const layout::Elements piece = values.from(first);
-      std::byte* part = group->part(message.bytes());
+      std::byte* part = group.part(message.bytes());
       on_team(message.bytes(), [&](const Team& team) {
         copy_share(team, part, static_cast<const std::byte*>(piece.data), message.bytes());
-        comm::add_parts(team, message, group->run(team, message), {nullptr, piece.type}, piece);
+        comm::add_parts(team, message, group.run(team, message), {nullptr, piece.type}, piece);
       });
-      group->rethrow();
+      group.rethrow();
     });
   });
 }
@@ -78,20 +74,21 @@ void all_reduce_(at::Tensor x, int64_t number) {
 void broadcast_(at::Tensor x, int64_t root, int64_t number) {
   check_contiguous(x, "x");
   translated([&] {
-    const std::shared_ptr<comm::Group> group = comm::find(number);
-    TORCH_CHECK_VALUE(root >= 0 && root < group->size(), "root: expected a rank from 0 to ", group->size() - 1,
-                      ", got ", root);
-    const bool is_root = group->rank() == root;
+    const auto routes = comm::find(number);
+    comm::Group& group = routes->of(static_cast<int64_t>(x.nbytes()));
+    TORCH_CHECK_VALUE(root >= 0 && root < group.size(), "root: expected a rank from 0 to ", group.size() - 1, ", got ",
+                      root);
+    const bool is_root = group.rank() == root;
     auto* bytes = static_cast<std::byte*>(x.mutable_data_ptr());
-    for_pieces(*group, static_cast<int64_t>(x.nbytes()), 1, [&](int64_t first, int64_t count) {
+    for_pieces(group, static_cast<int64_t>(x.nbytes()), 1, [&](int64_t first, int64_t count) {
       const Message message{Operation::broadcast, comm::Type::bytes, count, static_cast<int>(root)};
-      std::byte* part = group->part(count);
+      std::byte* part = group.part(count);
       on_team(count, [&](const Team& team) {
         if (is_root) copy_share(team, part, bytes + first, count);
-        const comm::Parts parts = group->run(team, message);
+        const comm::Parts parts = group.run(team, message);
         if (!is_root && parts.count) copy_share(team, bytes + first, parts.part[0], count);
       });
-      group->rethrow();
+      group.rethrow();
     });
   });
 }
@@ -99,44 +96,53 @@ void broadcast_(at::Tensor x, int64_t root, int64_t number) {
 at::Tensor all_gather(const at::Tensor& x, int64_t number) {
   check_cpu(x, "x");
   return translated([&] {
-    const std::shared_ptr<comm::Group> group = comm::find(number);
+    const auto routes = comm::find(number);
     const at::Tensor mine = x.contiguous();
-    std::vector<int64_t> shape{group->size()};
+    comm::Group& group = routes->of(static_cast<int64_t>(mine.nbytes()));
+    std::vector<int64_t> shape{group.size()};
     shape.insert(shape.end(), x.sizes().begin(), x.sizes().end());
     at::Tensor out = at::empty(shape, x.options());
     const auto* from = static_cast<const std::byte*>(mine.const_data_ptr());
     auto* to = static_cast<std::byte*>(out.mutable_data_ptr());
     const auto bytes = static_cast<int64_t>(mine.nbytes());
-    for_pieces(*group, bytes, 1, [&](int64_t first, int64_t count) {
+    for_pieces(group, bytes, 1, [&](int64_t first, int64_t count) {
       const Message message{Operation::all_gather, comm::Type::bytes, count};
-      std::byte* part = group->part(count);
+      std::byte* part = group.part(count);
       on_team(count, [&](const Team& team) {
         copy_share(team, part, from + first, count);
-        const comm::Parts parts = group->run(team, message);
+        const comm::Parts parts = group.run(team, message);
         for (int i = 0; i < parts.count; ++i)
           copy_share(team, to + i * bytes + first, parts.part[static_cast<size_t>(i)], count);
       });
-      group->rethrow();
+      group.rethrow();
     });
     return out;
   });
 }
 
-void barrier(int64_t number) {
+void barrier(int64_t number, std::optional<double> timeout_s) {
   translated([&] {
-    const std::shared_ptr<comm::Group> group = comm::find(number);
-    group->part(0);
-    group->run(Team{0, 1}, {Operation::barrier, comm::Type::bytes, 0});
-    group->rethrow();
+    const auto routes = comm::find(number);
+    comm::Group& group = routes->of(0);
+    std::optional<std::chrono::milliseconds> usual;
+    if (timeout_s) usual = group.be_patient(check_timeout(*timeout_s));
+    group.part(0);
+    group.run(Team{0, 1}, {Operation::barrier, comm::Type::bytes, 0});
+    if (usual) group.be_patient(*usual);
+    group.rethrow();
   });
+}
+
+int64_t route_groups(at::IntArrayRef groups, at::IntArrayRef limits) {
+  return translated([&] { return comm::add_routes(groups.vec(), limits.vec()); });
 }
 
 void close_group(int64_t number) { comm::close(number); }
 
 std::tuple<std::string, int64_t, int64_t> group_info(int64_t number) {
   return translated([&] {
-    const std::shared_ptr<comm::Group> group = comm::find(number);
-    return std::tuple<std::string, int64_t, int64_t>(group->transport(), group->rank(), group->size());
+    const auto routes = comm::find(number);
+    return std::tuple<std::string, int64_t, int64_t>(routes->transport(), routes->rank(), routes->size());
   });
 }
 

@@ -19,8 +19,8 @@ auto translated(const Body& body) {
     C10_THROW_ERROR(DistError, interrupted.what());
   } catch (const comm::Failure& failure) {
     C10_THROW_ERROR(DistBackendError, failure.what());
-  } catch (const std::out_of_range& unknown) {
-    C10_THROW_ERROR(ValueError, unknown.what());
+  } catch (const std::logic_error& wrong) {  // a group that is not open, or does not belong to others
+    C10_THROW_ERROR(ValueError, wrong.what());
   }
 }
 

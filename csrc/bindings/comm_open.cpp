@@ -9,7 +9,7 @@
 #include "bindings/comm_errors.h"
 #include "bindings/ops.h"
 #include "comm/ccl_group.h"
-#include "comm/registry.h"
+#include "comm/routes.h"
 
 namespace torch_cpullm::bindings {
 namespace {
@@ -17,8 +17,8 @@ namespace {
 // The fallback, and what the others are compared with.
 class GlooGroup final : public comm::GatherGroup {
  public:
-  GlooGroup(c10::intrusive_ptr<c10d::Backend> backend, comm::Patience patience)
-      : GatherGroup("gloo", backend->getRank(), backend->getSize(), std::move(patience)),
+  GlooGroup(c10::intrusive_ptr<c10d::Backend> backend, const comm::Patience& patience)
+      : GatherGroup("gloo", backend->getRank(), backend->getSize(), patience),
         backend_(std::move(backend)) {}
 
  protected:

@@ -49,7 +49,7 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
                           const at::Tensor& sin, at::TensorList pages, const at::Tensor& page_table,
                           const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
                           c10::string_view format, c10::string_view activation, double eps, double norm_offset,
-                          double scale, double soft_cap) {
+                          double scale, double soft_cap, int64_t attention_group, int64_t mlp_group) {
   const size_t layers = output.size();
   TORCH_CHECK_VALUE(layers >= 1, "output: expected one packed weight for each layer, got none");
   const PerLayer qkv_of(qkv, layers, "qkv"), gate_up_of(gate_up, layers, "gate_up");
@@ -61,10 +61,12 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
   check_hidden(hidden);
   check_float(cos, "cos");
   check_float(sin, "sin");
+  const RanksArgument attention_ranks(attention_group, hidden, "attention_group");
+  const RanksArgument mlp_ranks(mlp_group, hidden, "mlp_group");
   const AttentionCommon attention_common{as_floats(cos), as_floats(sin), page_table,           past, mask,
                                          heads,          kv_heads,       parse_format(format), eps,  norm_offset,
-                                         scale,          soft_cap};
-  const MlpCommon mlp_common{parse_activation(activation), eps, norm_offset};
+                                         scale,          soft_cap,       attention_ranks.get()};
+  const MlpCommon mlp_common{parse_activation(activation), eps, norm_offset, mlp_ranks.get()};
   std::deque<AttentionArguments> attention;
   std::deque<MlpArguments> mlp;
   for (size_t i = 0; i < layers; ++i) {
@@ -88,6 +90,8 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
     drivers::add_stages(stages, mlp[i].block(), elements_of(between), count, model, mutable_elements_of(out), threads);
   }
   drivers::run_stages(stages, threads);
+  attention_ranks.check();
+  mlp_ranks.check();
   return out;
 }
 

@@ -69,17 +69,18 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("set_slim_tokens(int tokens) -> ()", torch_cpullm::bindings::set_slim_tokens);
   m.def("slim_tokens() -> int", torch_cpullm::drivers::slim_tokens);
 
-  // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added.
+  // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added. With a group
+  // (0: none) its ranks have a part of the weights each, and the whole output.
   m.def(
       "attention_block(Tensor hidden, Tensor[] qkv, Tensor output, Tensor? input_norm, Tensor? query_norm, "
       "Tensor? key_norm, Tensor? output_norm, Tensor cos, Tensor sin, Tensor(a!) pages, Tensor page_table, Tensor "
       "past, "
       "Tensor? mask, SymInt heads, SymInt kv_heads, str format, float eps, float norm_offset, float scale, "
-      "float soft_cap) -> Tensor");
+      "float soft_cap, int group) -> Tensor");
   m.def(
       "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? output_norm, str "
       "activation, "
-      "float eps, float norm_offset) -> Tensor");
+      "float eps, float norm_offset, int group) -> Tensor");
 
   // attention_block and mlp_block of all layers in turn. Lists hold as many tensors for each layer, in the layers'
   // order; a list of norms may be empty: no norm at this place.
@@ -88,14 +89,16 @@ TORCH_LIBRARY(torch_cpullm, m) {
       "Tensor[] key_norm, Tensor[] attention_output_norm, Tensor[] gate_up, Tensor[] down, Tensor[] mlp_norm, "
       "Tensor[] mlp_output_norm, Tensor cos, Tensor sin, Tensor(a!)[] pages, Tensor page_table, Tensor past, "
       "Tensor? mask, SymInt heads, SymInt kv_heads, str format, str activation, float eps, float norm_offset, "
-      "float scale, float soft_cap) -> Tensor");
+      "float scale, float soft_cap, int attention_group, int mlp_group) -> Tensor");
 
   // Between the ranks of a group (csrc/comm), which all call with the same shapes. all_reduce_: summed in float, in the
   // order of ranks, rounded once. all_gather: x -> [size, ...]. x is contiguous where it is written.
   m.def("all_reduce_(Tensor(a!) x, int group) -> ()");
   m.def("broadcast_(Tensor(a!) x, int root, int group) -> ()");
   m.def("all_gather(Tensor x, int group) -> Tensor");
-  m.def("barrier(int group) -> ()");
+  m.def("barrier(int group, float? timeout_s) -> ()");
+  // One number for several groups: parts of up to limits[i] bytes go by groups[i], all others by the last.
+  m.def("route_groups(int[] groups, int[] limits) -> int");
   m.def("close_group(int group) -> ()");
   m.def("group_info(int group) -> (str transport, int rank, int size)");
   // Shared memory of one host: rank 0 creates, the others open what it hands them (pid, descriptor, token).
@@ -158,6 +161,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CompositeExplicitAutograd, m) {
   m.impl("ccl_start", torch_cpullm::bindings::ccl_start);
   m.impl("open_ccl", torch_cpullm::bindings::open_ccl);
   m.impl("open_gloo", torch_cpullm::bindings::open_gloo);
+  m.impl("route_groups", torch_cpullm::bindings::route_groups);
   m.impl("close_group", torch_cpullm::bindings::close_group);
   m.impl("group_info", torch_cpullm::bindings::group_info);
   m.impl("shm_create", torch_cpullm::bindings::shm_create);

@@ -55,10 +55,11 @@ at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const a
                            const OptionalTensor& key_norm, const OptionalTensor& output_norm, const at::Tensor& cos,
                            const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table,
                            const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
-                           c10::string_view format, double eps, double norm_offset, double scale, double soft_cap);
+                           c10::string_view format, double eps, double norm_offset, double scale, double soft_cap,
+                           int64_t group);
 at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at::Tensor& down,
                      const OptionalTensor& input_norm, const OptionalTensor& output_norm, c10::string_view activation,
-                     double eps, double norm_offset);
+                     double eps, double norm_offset, int64_t group);
 
 // layers.cpp
 at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::TensorList output,
@@ -68,7 +69,7 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
                           const at::Tensor& sin, at::TensorList pages, const at::Tensor& page_table,
                           const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
                           c10::string_view format, c10::string_view activation, double eps, double norm_offset,
-                          double scale, double soft_cap);
+                          double scale, double soft_cap, int64_t attention_group, int64_t mlp_group);
 
 // probe.cpp
 double probe_read_bandwidth(const at::Tensor& buffer, int64_t threads, int64_t repeats);
@@ -79,7 +80,8 @@ double probe_round_trip(int64_t iterations);
 void all_reduce_(at::Tensor x, int64_t number);
 void broadcast_(at::Tensor x, int64_t root, int64_t number);
 at::Tensor all_gather(const at::Tensor& x, int64_t number);
-void barrier(int64_t number);
+void barrier(int64_t number, std::optional<double> timeout_s);
+int64_t route_groups(at::IntArrayRef groups, at::IntArrayRef limits);
 void close_group(int64_t number);
 std::tuple<std::string, int64_t, int64_t> group_info(int64_t number);
 std::tuple<int64_t, int64_t, int64_t, int64_t> shm_create(int64_t size, int64_t part_bytes, double timeout_s);

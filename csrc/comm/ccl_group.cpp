@@ -59,8 +59,8 @@ ccl::Communicator* Ccl::join(const std::string& address, int rank, int size) con
   return communicator;
 }
 
-CclGroup::CclGroup(Ccl& library, ccl::Communicator* communicator, int rank, int size, Patience patience)
-    : GatherGroup("ccl", rank, size, std::move(patience)),
+CclGroup::CclGroup(Ccl& library, ccl::Communicator* communicator, int rank, int size, const Patience& patience)
+    : GatherGroup("ccl", rank, size, patience),
       library_(library),
       ccl_(library.functions()),
       communicator_(communicator) {}

@@ -34,7 +34,7 @@ class Ccl {
 
 class CclGroup final : public GatherGroup {
  public:
-  CclGroup(Ccl& library, ccl::Communicator* communicator, int rank, int size, Patience patience);
+  CclGroup(Ccl& library, ccl::Communicator* communicator, int rank, int size, const Patience& patience);
 
  protected:
   void begin_gather(std::byte* blocks, int64_t bytes) override;

@@ -35,10 +35,10 @@ std::byte* GrowingMemory::reserve(int64_t bytes) {
   return memory_.get();
 }
 
-GatherGroup::GatherGroup(std::string transport, int rank, int size, Patience patience)
-    : Group(std::move(transport), rank, size), patience_(std::move(patience)) {
+GatherGroup::GatherGroup(std::string transport, int rank, int size, const Patience& patience)
+    : Group(std::move(transport), rank, size, patience.duration), crowded_(patience.crowded) {
   for (int other = 0; other < size; ++other)
-    if (const int64_t pid = patience_.pids[static_cast<size_t>(other)]; pid != 0 && other != rank)
+    if (const int64_t pid = patience.pids[static_cast<size_t>(other)]; pid != 0 && other != rank)
       peers_.watch(other, static_cast<int>(pid));
 }
 
@@ -100,7 +100,7 @@ void GatherGroup::compare(const Message& message) const {
 
 void GatherGroup::wait(const Message& message) {
   State state = State::running;
-  Wait(message, patience_.duration, patience_.crowded)
+  Wait(message, patience_, crowded_)
       .until([&] { return (state = test()) != State::running; }, [&] { return trouble(message); },
              [&] {
                compare(message);

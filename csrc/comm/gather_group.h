@@ -51,7 +51,7 @@ class GatherGroup : public Group {
  protected:
   enum class State { running, done, failed };
 
-  GatherGroup(std::string transport, int rank, int size, Patience patience);
+  GatherGroup(std::string transport, int rank, int size, const Patience& patience);
 
   // Begins to exchange blocks of as many bytes from each rank, ours in its place already. One thing at a time.
   virtual void begin_gather(std::byte* blocks, int64_t bytes) = 0;
@@ -93,7 +93,7 @@ class GatherGroup : public Group {
   // "rank 1, rank 3": whose tickets have not come.
   std::string missing() const;
 
-  Patience patience_;
+  bool crowded_;
   Peers peers_;
   GrowingMemory memory_[2], tickets_;  // two in turns: what a collective left stays while the next part is written
   int turn_ = 0;

@@ -19,16 +19,13 @@ Range share_within(Range range, const runtime::Team& team) {
 
 }  // namespace
 
+std::byte* Group::begin(int64_t bytes) noexcept {
+  std::byte* own = nullptr;
+  guarded([&] { own = part(bytes); });
+  return own;
+}
+
 Parts Group::run(const runtime::Team& team, const Message& message) noexcept {
-  const auto guarded = [&](const auto& step) noexcept {
-    if (failure_) return;
-    try {
-      step();
-    } catch (...) {
-      failure_ = std::current_exception();
-      parts_ = {};
-    }
-  };
   team.barrier();
   if (team.rank == 0) guarded([&] { parts_ = exchange(message); });
   team.barrier();

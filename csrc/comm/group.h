@@ -11,11 +11,13 @@
 // the same bits on all of them.
 #pragma once
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "layout/element.h"
 #include "runtime/parallel.h"
@@ -28,6 +30,10 @@ enum class Operation : int32_t { all_reduce, all_gather, broadcast, barrier };
 enum class Type : int32_t { f32, bf16, f16, bytes };
 
 constexpr int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::bytes ? 1 : 2; }
+
+constexpr Type type_of(layout::Element type) {
+  return type == layout::Element::bf16 ? Type::bf16 : type == layout::Element::f16 ? Type::f16 : Type::f32;
+}
 
 // What all ranks must agree on.
 struct Message {
@@ -61,7 +67,9 @@ struct Parts {
 
 class Group {
  public:
-  Group(std::string transport, int rank, int size) : transport_(std::move(transport)), rank_(rank), size_(size) {}
+  // patience: what a collective waits for another rank.
+  Group(std::string transport, int rank, int size, std::chrono::milliseconds patience)
+      : patience_(patience), transport_(std::move(transport)), rank_(rank), size_(size) {}
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
   virtual ~Group() = default;
@@ -69,6 +77,10 @@ class Group {
   const std::string& transport() const { return transport_; }
   int rank() const { return rank_; }
   int size() const { return size_; }
+  // For the collectives that follow; returns what it was.
+  std::chrono::milliseconds be_patient(std::chrono::milliseconds patience) {
+    return std::exchange(patience_, patience);
+  }
 
   // Of one part. A longer message is the caller's to cut.
   virtual int64_t most_bytes() const = 0;
@@ -76,6 +88,8 @@ class Group {
   // Where this rank's part of its next collective goes: aligned to 64 bytes. Called once for each collective, by one
   // thread. The contents are undefined.
   virtual std::byte* part(int64_t bytes) = 0;
+  // The same inside of a parallel region, which exceptions cannot leave: null after a failure.
+  std::byte* begin(int64_t bytes) noexcept;
 
   // The collective itself, called by all members of a team once each has written its share of the part. All are given
   // the same answer; count is 0 after a failure, of which `rethrow` tells. Nothing works after a failure.
@@ -100,7 +114,21 @@ class Group {
   // Sums every part over this rank's slice into its own part; shared out over the team.
   void sum_own_slice(const runtime::Team& team, const Message& message) const;
 
+  std::chrono::milliseconds patience_;
+
  private:
+  // Runs a step, unless one has failed before; keeps what it throws.
+  template <class Step>
+  void guarded(const Step& step) noexcept {
+    if (failure_) return;
+    try {
+      step();
+    } catch (...) {
+      failure_ = std::current_exception();
+      parts_ = {};
+    }
+  }
+
   std::string transport_;
   int rank_, size_;
   Parts parts_;

@@ -21,7 +21,7 @@ constexpr int64_t kOneShotBytes = int64_t{256} << 10;
 }  // namespace
 
 ShmGroup::ShmGroup(ShmSegment segment, int rank, std::chrono::milliseconds patience)
-    : Group("shm", rank, segment.size()), segment_(std::move(segment)), patience_(patience) {
+    : Group("shm", rank, segment.size(), patience), segment_(std::move(segment)) {
   segment_.sit_down(rank);
 }
 

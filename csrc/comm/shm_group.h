@@ -35,7 +35,6 @@ class ShmGroup final : public Group {
   bool is_crowded() const;
 
   ShmSegment segment_;
-  std::chrono::milliseconds patience_;
   Peers peers_;
   uint64_t round_ = 0;  // the last one begun
   bool crowded_ = false;

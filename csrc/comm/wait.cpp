@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <thread>
 
 namespace torch_cpullm::comm {
 namespace {
@@ -17,6 +18,10 @@ constexpr int64_t kYieldsBetweenLooks = 64;
 // What two looks count for at most. On CPUs that many share, 64 yields can take some tenths of a second; whoever was
 // away for longer was stopped.
 constexpr std::chrono::seconds kMostBetweenLooks{1};
+
+// Whoever lets others wait as long as this is busy with something else, maybe on this CPU.
+constexpr std::chrono::milliseconds kLong{200};
+constexpr std::chrono::microseconds kSleep{500};
 
 std::atomic<InterruptCheck> interrupt_check{nullptr};
 
@@ -80,6 +85,10 @@ bool Wait::pause() {
   if (++turns_ <= pauses_) {
     __builtin_ia32_pause();
     return true;
+  }
+  if (waited_ > kLong) {
+    std::this_thread::sleep_for(kSleep);
+    return false;
   }
   sched_yield();
   return turns_ % kYieldsBetweenLooks != 0;

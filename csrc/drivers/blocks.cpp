@@ -1,6 +1,8 @@
 #include "drivers/blocks.h"
 
 #include <algorithm>
+#include <deque>
+#include <limits>
 
 namespace torch_cpullm::drivers {
 namespace {
@@ -30,22 +32,54 @@ void prepare_normed(const Team& team, const kernels::RowwiseKernels& kernels, co
     input.prepare(row, columns, apply_norm(kernels, norm, hidden.from(row * model), model, own).from(columns.begin));
 }
 
-// The last projection of a block with what follows it: straight into `out` with the residual added, or, where a norm
-// stands between (sandwich norms), through a buffer.
+// Rows of a block whose terms ranks send at once. The same on all ranks, whose kernels may work on more.
+constexpr int64_t kMostSentRows = GatedStreams::kMostRows;
+static_assert(kMostSentRows <= GatedTiles::kMostRows);
+
+int64_t most_rows(const comm::Routes* ranks, int64_t model, layout::Element type) {
+  if (!ranks) return std::numeric_limits<int64_t>::max();
+  return std::min(kMostSentRows, ranks->most_bytes() / (model * comm::bytes_of(comm::type_of(type))));
+}
+
+// The last projection of a block with what follows it, for rows that go together.
+//
+//   alone                 product + residual -> out
+//   of ranks              product -> part of this rank;  sum of parts + residual -> out
+//   with a norm between   product, or sum of parts -> floats;  norm -> + residual -> out       (sandwich norms)
 class Projection {
  public:
-  Projection(const layout::PackedView& weight, const Norm& norm, int64_t rows, int threads)
-      : input_(weight, rows), linear_(weight, rows, threads), norm_(norm), rows_(rows), columns_(weight.columns) {}
+  // `type`: of the block's rows, which ranks send as well.
+  Projection(const layout::PackedView& weight, const Norm& norm, int64_t rows, int threads, const comm::Routes* ranks,
+             layout::Element type)
+      : input_(weight, rows),
+        linear_(weight, rows, threads),
+        norm_(norm),
+        rows_(rows),
+        columns_(weight.columns),
+        type_(type),
+        message_{comm::Operation::all_reduce, comm::type_of(type), rows * weight.columns},
+        group_(ranks ? &ranks->of(message_.bytes()) : nullptr) {}
 
   void plan(Carver& carver) {
     input_.plan(carver);
     linear_.plan(carver);
     if (norm_.weight.data) buffer_ = carver.take<float>(rows_ * columns_);
   }
+  int64_t rows() const { return rows_; }
   const PreparedRows& input() const { return input_; }
+  // Ahead of the last barrier before `run`.
+  void begin(const Team& team) {
+    if (group_ && team.rank == 0) part_ = group_->begin(message_.bytes());
+  }
   void run(const Team& team, layout::ConstElements residual, layout::Elements out) {
-    if (!norm_.weight.data) return linear_.multiply(team, input_, {out, columns_, residual.data});
-    linear_.multiply(team, input_, {floats(buffer_), columns_});
+    const bool normed = norm_.weight.data != nullptr;
+    if (group_)
+      sum_ranks(team, normed ? layout::ConstElements{nullptr, layout::Element::f32} : residual,
+                normed ? floats(buffer_) : out);
+    else
+      linear_.multiply(team, input_,
+                       normed ? Destination{floats(buffer_), columns_} : Destination{out, columns_, residual.data});
+    if (!normed) return;
     team.barrier();
     const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
     const Range mine = team.share(rows_);
@@ -57,10 +91,19 @@ class Projection {
   }
 
  private:
+  void sum_ranks(const Team& team, layout::ConstElements residual, layout::Elements out) {
+    if (part_) linear_.multiply(team, input_, {{part_, type_}, columns_});
+    comm::add_parts(team, message_, group_->run(team, message_), residual, out);
+  }
+
   PreparedRows input_;
   Linear linear_;
   Norm norm_;
   int64_t rows_, columns_;
+  layout::Element type_;
+  comm::Message message_;
+  comm::Group* group_;
+  std::byte* part_ = nullptr;
   float* buffer_ = nullptr;
 };
 
@@ -99,15 +142,19 @@ class AttentionStage final : public Stage {
         threads_(threads),
         input_(block.qkv[0], rows_),
         qkv_(block.qkv, rows_, threads),
-        attention_(block.attention, threads),
-        projection_(block.output, block.output_norm, rows_, threads) {}
+        attention_(block.attention, threads) {
+    const int64_t most = most_rows(block.ranks, model, out.type);
+    for (int64_t first = 0; first < rows_; first += most)
+      projections_.emplace_back(block.output, block.output_norm, std::min(most, rows_ - first), threads, block.ranks,
+                                out.type);
+  }
 
   void plan(Carver& carver) override {
-    const int64_t width = block_.attention.heads * block_.attention.pages.channels;
+    const int64_t width = block_.attention.heads * channels();
     input_.plan(carver);
     qkv_.plan(carver);
     attention_.plan(carver);
-    projection_.plan(carver);
+    for (Projection& projection : projections_) projection.plan(carver);
     normed_ = carver.take<float>(threads_ * model_);
     qkv_rows_ = carver.take<float>(rows_ * qkv_.columns());
     attended_ = carver.take<float>(rows_ * width);
@@ -125,13 +172,20 @@ class AttentionStage final : public Stage {
       finish_qkv_row(block_, kernels, row, qkv_rows_ + row * qkv_.columns());
     team.barrier();
     attention_.run(team);
-    team.barrier();
-    projection_.input().prepare_all(team, floats(attended_));
-    team.barrier();
-    projection_.run(team, hidden_, out_);
+    int64_t first = 0;
+    for (Projection& projection : projections_) {
+      team.barrier();
+      projection.begin(team);
+      projection.input().prepare_all(team, floats(attended_).from(first * block_.attention.heads * channels()));
+      team.barrier();
+      projection.run(team, hidden_.from(first * model_), out_.from(first * model_));
+      first += projection.rows();
+    }
   }
 
  private:
+  int64_t channels() const { return block_.attention.pages.channels; }
+
   const AttentionBlock& block_;
   layout::ConstElements hidden_;
   layout::Elements out_;
@@ -140,7 +194,7 @@ class AttentionStage final : public Stage {
   PreparedRows input_;
   LinearGroup qkv_;
   Attention attention_;
-  Projection projection_;
+  std::deque<Projection> projections_;
   float *normed_ = nullptr, *qkv_rows_ = nullptr, *attended_ = nullptr;
 };
 
@@ -157,7 +211,7 @@ class MlpStage final : public Stage {
         threads_(threads),
         input_(block.gated.gate_up[0], rows),
         gated_(block.gated, rows, threads),
-        projection_(block.down, block.output_norm, rows, threads) {}
+        projection_(block.down, block.output_norm, rows, threads, block.ranks, out.type) {}
 
   void plan(Carver& carver) override {
     input_.plan(carver);
@@ -169,6 +223,7 @@ class MlpStage final : public Stage {
   void run(const Team& team) override {
     prepare_normed(team, kernels::rowwise_kernels(), block_.input_norm, hidden_, model_, normed_, rows_, input_);
     team.barrier();
+    projection_.begin(team);
     gated_.run(team, input_, projection_.input());
     team.barrier();
     projection_.run(team, hidden_, out_);
@@ -196,7 +251,8 @@ void add_stages(Stages& stages, const AttentionBlock& block, layout::ConstElemen
 void add_stages(Stages& stages, const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
                 layout::Elements out, int threads) {
   const bool tiles = GatedTiles::suit(block.gated, rows, threads);
-  const int64_t most = tiles ? GatedTiles::kMostRows : GatedStreams::kMostRows;
+  const int64_t most =
+      std::min(tiles ? GatedTiles::kMostRows : GatedStreams::kMostRows, most_rows(block.ranks, model, out.type));
   for (int64_t first = 0; first < rows; first += most) {
     const int64_t count = std::min(most, rows - first);
     const layout::ConstElements in = hidden.from(first * model);

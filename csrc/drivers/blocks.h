@@ -5,9 +5,14 @@
 //
 // Rows come and go in the model's own type, and are floats inside. Between two arrows there is a barrier, and one more
 // where rows are prepared for a product; none between gate,up and down's rows where they are made tile by tile.
+//
+// Where ranks share a block, each has some of the heads or of gate's and up's columns, and so one term of what the
+// projection gives. It writes that straight into the memory of the transport, and the sum over all ranks is taken where
+// the residual is added (comm/group.h): one synchronisation for each half.
 #pragma once
 #include <vector>
 
+#include "comm/routes.h"
 #include "drivers/attention.h"
 #include "drivers/gated.h"
 #include "drivers/stage.h"
@@ -27,7 +32,8 @@ struct AttentionBlock {
   Norm input_norm, query_norm, key_norm, output_norm;
   const float *cos, *sin;  // [batch or 1][tokens][rotary]
   int64_t rotary, rope_batch_stride;
-  AttentionProblem attention;  // all but q and out, which the block provides
+  AttentionProblem attention;            // all but q and out, which the block provides
+  const comm::Routes* ranks = nullptr;   // that share it; null: this one has all of it
 };
 
 // hidden[batch * tokens][model] -> out, same shape and type; may not overlap. The block has to outlive the stages.
@@ -38,6 +44,7 @@ struct MlpBlock {
   GatedWeights gated;
   layout::PackedView down;
   Norm input_norm, output_norm;
+  const comm::Routes* ranks = nullptr;  // as above
 };
 
 void add_stages(Stages& stages, const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,

@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 import torch_cpullm
 from torch_cpullm.generate import loop
 from torch_cpullm.generate import rows as growing
-from torch_cpullm.generate.loop import largest
+from torch_cpullm.generate.choice import largest
 from torch_cpullm.generate.rows import Rows
 from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.testing.models import bundled_model

@@ -48,8 +48,8 @@ def arguments():
         "kv_gather": (pages(), TABLE, 5, 2, 32, "int8"),
         "paged_attention": (q, pages(), TABLE, PAST, None, None, None, None, 2, "int8", 0.2, 0.0, 0),
         "slim_attention": (q, k, k, None, None, None, 0.2, 0.0, 0),
-        "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers),
-        "mlp_block": (torch.randn(2, 2, 64), gate_up, down, norm, None, "silu", 1e-6, 0.0),
+        "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers, ALONE),
+        "mlp_block": (torch.randn(2, 2, 64), gate_up, down, norm, None, "silu", 1e-6, 0.0, ALONE),
         "decoder_layers": (
             torch.randn(2, 2, 64),
             qkv * 2,

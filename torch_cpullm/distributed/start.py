@@ -4,6 +4,7 @@ read_world(environment) -> World       torchrun's variables
 rendezvous("env://")    -> Store       where ranks meet; init_process_group() may have met there before
 exchange of masks       -> Found       ranks of a host learn whether somebody has bound them one by one
 choose_binding, bind    -> Binding     distributed/binding.py
+open_reach              -> Reach       distributed/reach.py
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -19,46 +20,35 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from torch_cpullm import config
-from torch_cpullm.config import Transport
 from torch_cpullm.distributed.binding import Found, as_it_is, bind, choose_binding
+from torch_cpullm.distributed.reach import Rank, open_reach
 from torch_cpullm.distributed.torchrun import has_set_threads
 from torch_cpullm.distributed.world import World, read_world
 from torch_cpullm.errors import RankError
 from torch_cpullm.machine.launching import this_host
 from torch_cpullm.machine.memory_policy import has_memory_policy
 from torch_cpullm.machine.topology import parse_cpu_list, read_topology, write_cpu_list
+from torch_cpullm.ops.comm import close_group
 
 # Ranks come to init() at different times, and those that died end the job by torchrun's hand.
 _JOIN_S = 300.0
 _POLL_S = 0.01
 
 
-@dataclass(frozen=True)
-class Session:
-    """What groups of ranks are opened with.
-
-    Attributes:
-        world: this rank among the others.
-        store: where ranks meet, under a prefix of our own; None for a rank that is alone.
-        timeout_s: how long a collective waits for a rank.
-        transport: what TORCH_CPULLM_COMM asks for.
-    """
-
-    world: World
-    store: Store | None
-    timeout_s: float
-    transport: Transport
-
-
-_session: Session | None = None
-_joined = 0  # sessions so far: each has its own names in the store, which forgets none
+_world: World | None = None
+_store: Store | None = None  # rank 0 may be the one that keeps it for all
+_joined = 0  # worlds so far: each has its own names in the store, which forgets none
 
 
 def init(timeout_s: float | None = None) -> World:
     """Join the ranks that torchrun or `torch-cpullm launch --sockets` has started, and take a part of the host.
 
-    Its threads are put on the cores of its NUMA nodes, and new memory on these nodes; `print(world)` says what was done
-    and why. Call it before the model is loaded, on every rank. A second call gives the same world.
+    Its threads are put on the cores of its NUMA nodes, and new memory on these nodes; the ways to the other ranks are
+    opened and timed. `print(world)` says what was done and why. Call it before the model is loaded, on every rank. A
+    second call gives the same world.
+
+    From then on `optimize`, `load` and from_pretrained() leave each rank its part of a model, and generate(), called on
+    all ranks with the same arguments, gives the same tokens on all of them.
 
     A script that was started without torchrun is a world of one rank, and nothing is bound.
 
@@ -72,19 +62,20 @@ def init(timeout_s: float | None = None) -> World:
     Raises:
         ConfigError: variables of torchrun are missing or contradict each other, or ours have values that do not exist.
         RankError: another rank of this host, or the store at MASTER_ADDR, did not come.
+        CollectiveError: the transport that TORCH_CPULLM_COMM asks for does not open.
     """
-    global _session, _joined
-    if _session is not None:
-        return _session.world
+    global _world, _store, _joined
+    if _world is not None:
+        return _world
     timeout_s, transport, environment = config.comm_timeout_s(timeout_s), config.comm_transport(), config.environment()
     world = read_world(environment)
     if world is None:
         why = "as it was: a rank that is alone"
         alone = as_it_is(_own_mask(), read_topology(), torch.get_num_threads(), why)
-        _session = Session(World(binding=alone), None, timeout_s, transport)
-        return _session.world
+        _world = World(binding=alone)
+        return _world
     patience_s = max(_JOIN_S, timeout_s)
-    store = PrefixStore(f"torch_cpullm/{_joined}", _meet(environment, patience_s))
+    store = _store = PrefixStore(f"torch_cpullm/{_joined}", _meet(environment, patience_s))
     found = Found(
         host=this_host(environment),
         torchruns_threads=has_set_threads(environment),
@@ -93,20 +84,28 @@ def init(timeout_s: float | None = None) -> World:
         has_memory_policy=has_memory_policy(),
     )
     world = replace(world, binding=bind(choose_binding(found, world.local_rank)))
-    _session = Session(world, store, timeout_s, transport)
+    if world.size > 1:
+        rank = Rank(world.rank, world.size, world.hosts, PrefixStore("reach", store), timeout_s)
+        world = replace(world, reach=open_reach(rank, transport))
+    _world = world
     _joined += 1
     return world
 
 
 def world() -> World | None:
     """The world that init() has joined; None before it, and after shutdown()."""
-    return _session.world if _session else None
+    return _world
 
 
 def shutdown() -> None:
-    """Leave the world: init() may join again. CPUs, threads and memory stay as they are. Does nothing before init()."""
-    global _session
-    _session = None
+    """Leave the world: init() may join again. Models that were shared in it work no more, and ranks that wait are told.
+
+    CPUs, threads and memory stay as they are. Does nothing before init().
+    """
+    global _world
+    if _world is not None and _world.reach is not None:
+        close_group(_world.reach.group)
+    _world = None
 
 
 def _meet(environment: Mapping[str, str], patience_s: float) -> Store:

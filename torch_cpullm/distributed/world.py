@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch_cpullm.distributed.binding import Binding
+from torch_cpullm.distributed.reach import Reach
 from torch_cpullm.errors import ConfigError
 
 _REMEDY = "start this script with torchrun --nproc-per-node N or torch-cpullm launch --sockets N"
@@ -25,6 +26,7 @@ class World:
         host: its host's number.
         hosts: how many hosts there are.
         binding: the CPUs, threads and memory that init() has given it; None before.
+        reach: how it reaches the others; None before init(), and for a rank that is alone.
     """
 
     rank: int = 0
@@ -34,12 +36,20 @@ class World:
     host: int = 0
     hosts: int = 1
     binding: Binding | None = None
+    reach: Reach | None = None
+
+    @property
+    def group(self) -> int:
+        """The number of the ranks' group, as operators take it; 0 for a rank that is alone."""
+        return self.reach.group if self.reach else 0
 
     def __str__(self) -> str:
-        """One line for the rank, and one for each part of its binding."""
+        """One line for the rank, one for each part of its binding, and one for its way to the others."""
         where = f"local rank {self.local_rank} of {self.local_size} on host {self.host} of {self.hosts}"
         lines = [f"rank {self.rank} of {self.size} ({where})"]
-        return "\n".join([*lines, str(self.binding)] if self.binding else lines)
+        lines += [str(self.binding)] if self.binding else []
+        lines += [f"  messages {self.reach}"] if self.reach else []
+        return "\n".join(lines)
 
     __repr__ = __str__  # what a notebook shows
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
+from torch_cpullm.generate.candidates import SharedChoice
+from torch_cpullm.generate.choice import Choice
 from torch_cpullm.generate.rows import Rows
 from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.generate.steps import PASSED_ON, Steps
@@ -19,7 +21,6 @@ from torch_cpullm.kv import PagedCache
 
 _KNOWN = PASSED_ON | {"past_key_values", "attention_mask", "position_ids"}
 _THEIRS = ("_sample", "_prefill", "prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-_CHUNK = 256  # sixteen vectors of sixteen floats
 
 
 def is_plain(model: Any, config: Any, synced_gpus: bool, kwargs: dict[str, Any]) -> bool:
@@ -43,27 +44,6 @@ def is_plain(model: Any, config: Any, synced_gpus: bool, kwargs: dict[str, Any])
         and (mask is None or mask.dim() == 2)
         and (positions is None or positions.dim() == 2)
     )
-
-
-def largest(scores_BV: torch.Tensor) -> torch.Tensor:
-    """The first of the largest scores of each row, as torch.argmax has it: [B].
-
-    By the largest of each chunk of 256, which vectors find: 25 us at 128 k words instead of 160 (one thread).
-    """
-    batch, words = scores_BV.shape
-    chunks, rest = divmod(words, _CHUNK)
-    if chunks < 2:
-        return scores_BV.argmax(dim=-1)
-    whole_BNC = scores_BV[:, : chunks * _CHUNK].reshape(batch, chunks, _CHUNK)
-    top_B1 = whole_BNC.amax(dim=-1).argmax(dim=-1, keepdim=True)
-    chunk_BC = whole_BNC.gather(1, top_B1[:, :, None].expand(-1, -1, _CHUNK))[:, 0]
-    index_B = top_B1[:, 0] * _CHUNK + chunk_BC.argmax(dim=-1)
-    if rest:
-        last_BR = scores_BV[:, chunks * _CHUNK :]
-        found_B = last_BR.argmax(dim=-1)
-        pair_B2 = torch.stack([index_B, found_B + chunks * _CHUNK], dim=1)
-        index_B = pair_B2.gather(1, scores_BV.gather(1, pair_B2).argmax(dim=-1, keepdim=True))[:, 0]
-    return index_B
 
 
 def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
@@ -92,21 +72,18 @@ def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
         The prompt and what follows it, [B, n].
     """
     pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+    choice: Choice | SharedChoice = Choice(processors, config.do_sample, sampler)
+    if model._cpullm_ranks is not None:
+        gathering = getattr(model.get_output_embeddings(), "gathering", None)
+        choice = SharedChoice(choice, model._cpullm_ranks, gathering)
     outputs = model._prefill(ids_BT, config, kwargs, is_first_iteration=True)
-    kind = None if sampler else torch.float32  # the operator reads the model's own
-    logits_BV = outputs.logits[:, -1].to(kind, copy=True)
+    logits_BV = outputs.logits[:, -1].clone()
     ids = Rows(ids_BT, criteria.max_length)
-    steps = Steps(model, kwargs, criteria.max_length)
+    steps = Steps(model, kwargs, criteria.max_length, apart=choice.apart)
     unfinished_B = torch.ones(len(ids_BT), dtype=torch.long)
     del outputs  # its logits may be those of a whole prompt
     while True:
-        if sampler is not None:
-            token_B = sampler.draw(ids.value, logits_BV)
-        elif config.do_sample:
-            scores_BV = processors(ids.value, logits_BV)
-            token_B = torch.multinomial(scores_BV.softmax(dim=-1), num_samples=1).squeeze(1)
-        else:
-            token_B = largest(processors(ids.value, logits_BV))
+        token_B = choice.tokens(ids.value, logits_BV)
         if pads:
             token_B = token_B * unfinished_B + config._pad_token_tensor * (1 - unfinished_B)
         ids.append(token_B)
@@ -115,7 +92,7 @@ def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
             streamer.put(token_B)
         if not unfinished_B.any():
             break
-        logits_BV = steps.logits(token_B)[:, -1].to(kind)
+        logits_BV = steps.logits(token_B)[:, -1]
     if streamer is not None:
         streamer.end()
     return ids.value.clone()

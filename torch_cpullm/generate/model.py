@@ -12,6 +12,7 @@ from torch import nn
 from torch_cpullm.config import Sampler
 from torch_cpullm.errors import PackedWeightError
 from torch_cpullm.generate.loop import decode, is_plain
+from torch_cpullm.generate.ranks import Ranks, SharedCriteria
 from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.kv import LayerSpec, PagedCache
 
@@ -21,7 +22,8 @@ _OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values th
 class PagedModel:
     """Mixin in front of a model's own class.
 
-    `_cpullm_kv` lists the layers' share of a page, `_cpullm_layers` their paths, `_cpullm_sampler` is Config.sampler.
+    `_cpullm_kv` lists the layers' share of a page, `_cpullm_layers` their paths, `_cpullm_sampler` is Config.sampler,
+    `_cpullm_ranks` those that share the model (None: nobody).
 
     A cache the user passes is used as it is; `cache_implementation="static"` and the like still get transformers' own.
     """
@@ -29,6 +31,11 @@ class PagedModel:
     _cpullm_kv: list[LayerSpec]
     _cpullm_layers: tuple[str, ...]
     _cpullm_sampler: Sampler
+    _cpullm_ranks: Ranks | None
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> Any:
+        criteria = super()._get_stopping_criteria(*args, **kwargs)  # type: ignore[misc]
+        return criteria if self._cpullm_ranks is None else SharedCriteria(criteria, self._cpullm_ranks)
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
         if (
@@ -97,6 +104,19 @@ def _wrap_forward(original: type[nn.Module]) -> Any:
     return forward
 
 
+def _wrap_generate(original: type[nn.Module]) -> Any:
+    inner: Any = original.generate
+
+    @functools.wraps(inner)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._cpullm_ranks is None:
+            return inner(self, *args, **kwargs)
+        with self._cpullm_ranks.generating(args, kwargs) as shared:
+            return inner(self, *args, **shared)
+
+    return generate
+
+
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -105,6 +125,8 @@ def paged_class(original: type[nn.Module]) -> type[nn.Module]:
     if original not in _classes:
         names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
         members = {**names, "forward": _wrap_forward(original)}
+        if hasattr(original, "generate"):
+            members["generate"] = _wrap_generate(original)
         _classes[original] = type(original.__name__, (PagedModel, original), members)
     return _classes[original]
 

@@ -54,13 +54,16 @@ class Step:
         """Go on to the next tokens."""
         self._used += 1
 
-    def logits(self, token_B1: torch.Tensor, cache: PagedCache, mask_BT: torch.Tensor | None) -> torch.Tensor:
+    def logits(
+        self, token_B1: torch.Tensor, cache: PagedCache, mask_BT: torch.Tensor | None, apart: bool = False
+    ) -> torch.Tensor:
         """The head's logits [B, 1, V] for one more token of each sequence, which `cache` holds from then on.
 
         Args:
             token_B1: ids.
             cache: of the sequences.
             mask_BT: which of their tokens count, these included, as generate() has it.
+            apart: the head is one that ranks share, and its rows here are enough.
         """
         hidden_B1D = self._ends.embedding(token_B1)
         mask = _for_layers(mask_BT) if self._masked and mask_BT is not None else None
@@ -68,7 +71,9 @@ class Step:
         hidden_B1D = decoder_layers(hidden_B1D, self._stack, self.rope(hidden_B1D), kv, mask)
         cache.close(1)
         self.advance()
-        logits_B1V: torch.Tensor = self._ends.head(self._ends.norm(hidden_B1D))
+        head: Any = self._ends.head
+        normed_B1D = self._ends.norm(hidden_B1D)
+        logits_B1V: torch.Tensor = head.own(normed_B1D) if apart else head(normed_B1D)
         return logits_B1V
 
 

@@ -17,14 +17,16 @@ PASSED_ON = frozenset({"use_cache", "logits_to_keep", "output_attentions", "outp
 class Steps:
     """Gives the logits of one token after the other; mask and positions grow by themselves."""
 
-    def __init__(self, model: Any, kwargs: dict[str, Any], longest: int | None) -> None:
+    def __init__(self, model: Any, kwargs: dict[str, Any], longest: int | None, apart: bool = False) -> None:
         """Begin behind a prompt.
 
         Args:
             model: optimised; its cache holds the prompt.
             kwargs: the model's, as the prompt's forward was given them.
             longest: tokens that the text will have at most, if that is known.
+            apart: whether a rank that has some of the words' logits may keep to these.
         """
+        self._apart = apart
         self._model = model
         self._cache: PagedCache = kwargs["past_key_values"]
         self._inputs = {name: value for name, value in kwargs.items() if name in PASSED_ON}
@@ -35,13 +37,13 @@ class Steps:
         self._step: Step | None = None
 
     def logits(self, token_B: torch.Tensor) -> torch.Tensor:
-        """The logits [B, 1, V] for one more token of each sequence."""
+        """The logits [B, 1, V] for one more token of each sequence; a rank's own, where they may stay apart."""
         token_B1 = token_B[:, None]
         if self._mask is not None:
             self._mask.append(1)
         mask_BT = None if self._mask is None else self._mask.value
         if self._step is not None:
-            return self._step.logits(token_B1, self._cache, mask_BT)
+            return self._step.logits(token_B1, self._cache, mask_BT, self._apart)
         if self._position_B1 is not None:
             self._position_B1 += 1
         if self._watch is None:

@@ -46,7 +46,7 @@ class FusedLayer:
         parts = self._cpullm
         hidden_BTD = _attention(parts, attention, hidden_states, kwargs)
         if mlp is not None and parts.structure.mlp is not None:
-            return ops.mlp_block(hidden_BTD, mlp, parts.structure.mlp.activation, parts.norm)
+            return ops.mlp_block(hidden_BTD, mlp, parts.structure.mlp.activation, parts.norm, parts.mlp_group)
         return _original_mlp(self, parts.structure, hidden_BTD)
 
     def why_not_fused(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -79,14 +79,16 @@ class FusedLayer:
     def stack(layers: Sequence[FusedLayer]) -> LayerStack | None:
         """Layers as one operator takes them; None where they are not alike, or one is not fused as a whole."""
         first = layers[0]._cpullm
-        kind, weights = (first.spec, first.structure.kind()), []
+        weights = []
         for layer in layers:
             found = _weights(layer)
-            if found is None or found[1] is None or (layer._cpullm.spec, layer._cpullm.structure.kind()) != kind:
+            if found is None or found[1] is None or not layer._cpullm.is_like(first):
                 return None
             weights.append(LayerWeights(found[0], found[1]))
         mlp = first.structure.mlp
-        return stack_layers(weights, LayerNumbers(first.numbers, first.norm, mlp.activation)) if mlp else None
+        if mlp is None:
+            return None
+        return stack_layers(weights, LayerNumbers(first.numbers, first.norm, mlp.activation, first.mlp_group))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the original class, which can be imported; ours is made on the fly."""
@@ -97,10 +99,10 @@ class FusedParts:
     """What a fused layer knows about itself.
 
     `structure` is the whole layer's, the numbers of heads in `spec` and `numbers` are the rank's. A block of which
-    `share` has a part gives the residual and one term of the sum over all ranks.
+    `share` has a part gives the residual and the sum over all ranks of `group`; without one, its own term of it.
     """
 
-    def __init__(self, plan: LayerPlan, kv_format: KvFormat) -> None:
+    def __init__(self, plan: LayerPlan, kv_format: KvFormat, group: int = 0) -> None:
         self.structure = structure = plan.structure
         self.fuse_mlp = plan.fuse_mlp
         self.share = plan.share
@@ -108,7 +110,15 @@ class FusedParts:
         query, kv = (len(heads.query), len(heads.kv)) if heads else (attention.heads, attention.kv_heads)
         self.spec = LayerSpec(kv, attention.channels, kv_format)
         self.norm = ops.NormNumbers(structure.eps, structure.offset)
-        self.numbers = ops.AttentionNumbers(query, kv, attention.scale, attention.soft_cap)
+        self.numbers = ops.AttentionNumbers(
+            query, kv, attention.scale, attention.soft_cap, group if self.share.heads else 0
+        )
+        self.mlp_group = group if self.share.columns else 0
+
+    def is_like(self, other: FusedParts) -> bool:
+        """Whether one operator may compute both layers."""
+        mine, theirs = ((each.spec, each.share, each.structure.kind()) for each in (self, other))
+        return mine == theirs
 
 
 _classes: dict[type[nn.Module], type[nn.Module]] = {}

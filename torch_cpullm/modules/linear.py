@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from torch_cpullm.distributed.gathering import Gathering
 from torch_cpullm.formats import WeightFormat
 from torch_cpullm.modules.packed import PackedModule, PackedState
 from torch_cpullm.ops import linear as ops
@@ -16,7 +17,8 @@ from torch_cpullm.plan.shard import Part
 class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
     """A Linear that keeps `packed` in place of its weight; see PackedModule.
 
-    `cut` leaves it a rank's part of the weight: forward then takes the part's inputs and gives the part's outputs.
+    `cut` leaves it a rank's part of the weight: forward then takes the part's inputs and gives the part's outputs,
+    those of all ranks after `gather_by`.
     `in_features`, `out_features` and `bias` stay those of the whole, since they tell transformers what model it is.
     """
 
@@ -39,8 +41,17 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
 
     @property
     def part(self) -> Part | None:
-        """What a rank has of the weight; None: the whole. A head's forward gives logits of the tokens in its rows."""
+        """What a rank has of the weight; None: the whole."""
         return self._packed_state.part
+
+    @property
+    def gathering(self) -> Gathering | None:
+        """How forward comes by the outputs of other ranks."""
+        return self._packed_state.gathering
+
+    def gather_by(self, gathering: Gathering) -> None:
+        """Let forward give the outputs of all ranks."""
+        vars(self)["_packed_state"] = replace(self._packed_state, gathering=gathering)
 
     def cut(self, part: Part) -> None:
         """Keep a part of the weight and drop the whole."""
@@ -58,4 +69,9 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
         """Input [..., K] -> [..., N] in the input's dtype; with the dequantised weight where a gradient is wanted."""
         if torch.is_grad_enabled() and input.requires_grad:
             return nn.functional.linear(input, self.weight.to(input.dtype), self.bias)
+        gathering = self._packed_state.gathering
+        return self.own(input) if gathering is None else gathering.gather(self.own(input))
+
+    def own(self, input: torch.Tensor) -> torch.Tensor:
+        """The outputs that this rank has the rows of."""
         return ops.linear(input, self.packed)

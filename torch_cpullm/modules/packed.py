@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_cpullm.distributed.gathering import Gathering
 from torch_cpullm.errors import PackedWeightError, UnsupportedModelError
 from torch_cpullm.formats import WeightFormat
 from torch_cpullm.ops import linear as ops
@@ -27,6 +28,7 @@ class PackedState:
         tied: the module whose weight was this one.
         multiplier_K: what the bytes were packed with; another weight must keep it, since weights that share x do.
         part: what a rank has of the weight; None: the whole.
+        gathering: how a rank comes by the outputs of the others; None: it gives its own.
     """
 
     format: WeightFormat
@@ -36,6 +38,7 @@ class PackedState:
     tied: tuple[nn.Module] | None = None
     multiplier_K: torch.Tensor | None = None
     part: Part | None = None
+    gathering: Gathering | None = None
 
     @property
     def lossy(self) -> bool:
@@ -74,10 +77,21 @@ class PackedModule(nn.Module):
         return weight
 
     @property
+    def is_whole(self) -> bool:
+        """Whether this is no rank's part."""
+        return self._packed_state.part is None
+
+    @property
     def bytes(self) -> torch.Tensor:
         """The packed weight, its own or its owner's."""
         owner = self._packed_state.owner
         return owner[0].packed if owner else self.packed
+
+    def disown(self) -> None:
+        """Keep the bytes that were the owner's, whatever becomes of the owner."""
+        if self._packed_state.owner is not None:
+            self.register_buffer("packed", self.bytes, persistent=False)
+            vars(self)["_packed_state"] = replace(self._packed_state, owner=None)
 
     @property
     def weight(self) -> Any:  # a Parameter in the original, a tensor made on request here
@@ -111,7 +125,7 @@ class PackedModule(nn.Module):
             self.packed = ops.pack(value.detach(), getattr(self, "bias", None), state.format, state.multiplier_K)
 
     def _require_whole(self) -> None:
-        if self._packed_state.part is not None:
+        if not self.is_whole:
             raise UnsupportedModelError(
                 "weight: expected a whole one, got a rank's part of it, which nobody can read, write or replace; do so "
                 "before the model is shared among ranks (optimize it without torch_cpullm.distributed.init())"

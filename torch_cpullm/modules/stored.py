@@ -15,8 +15,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from torch_cpullm.detect.structure import Dtype
 from torch_cpullm.errors import StoredModelError, UnsupportedModelError
 from torch_cpullm.formats import WeightFormat
+from torch_cpullm.machine import MappedFiles
 from torch_cpullm.modules import attention
+from torch_cpullm.modules.cut import cut_packed, explain_cut
 from torch_cpullm.modules.embedding import PackedEmbedding
+from torch_cpullm.modules.joined import own_shard
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packed import PackedModule
 from torch_cpullm.modules.swap import attach, require_whole
@@ -94,10 +97,11 @@ def describe(model: PreTrainedModel) -> tuple[StoredModel, Tensors]:
 
 
 def build(stored: StoredModel, config: PreTrainedConfig, tensors: Tensors) -> PreTrainedModel:
-    """The model again, with `tensors` as its memory: nothing is copied.
+    """The model again, with `tensors` as its memory: nothing is copied, but what ranks have a part of.
 
     Raises:
         StoredModelError: names, shapes or formats do not fit the architecture.
+        UnsupportedModelError: ranks cannot share weights in its formats.
     """
     kind = _class_named(stored.architecture, StoredModelError)
     if kind.config_class is None or not isinstance(config, kind.config_class):
@@ -109,7 +113,7 @@ def build(stored: StoredModel, config: PreTrainedConfig, tensors: Tensors) -> Pr
         model: PreTrainedModel = kind._from_config(config, dtype=getattr(torch, stored.dtype))
     fill(model, stored, tensors)
     _assign(model, tensors.other)
-    finish(model, stored)
+    finish(model, stored, MappedFiles.under(tensors.packed.values()).release)
     model.eval()
     return model
 
@@ -127,10 +131,25 @@ def fill(model: nn.Module, stored: StoredModel, tensors: Tensors) -> None:
         raise StoredModelError(f"packed weights: expected those of the record, got others: {_some(unused)}")
 
 
-def finish(model: nn.Module, stored: StoredModel) -> None:
-    """Fuse the layers of a model that has all its tensors. Raises StoredModelError when the plan does not fit it."""
+def finish(model: nn.Module, stored: StoredModel, after_each: Callable[[], None]) -> None:
+    """Fuse the layers of a model that has all its tensors, or on one of several ranks what it is to have of them.
+
+    Args:
+        model: `fill` has filled it.
+        stored: what it was.
+        after_each: called when a rank needs a whole weight no more.
+
+    Raises:
+        StoredModelError: the plan does not fit it.
+        UnsupportedModelError: ranks cannot share weights in its formats.
+    """
+    shard, group = own_shard()
+    plan, explanation = stored.plan, stored.explanation
     try:
-        attach(model, stored.plan, stored.explanation, stored.slim_attention)
+        if group:
+            plan = cut_packed(model, plan, shard, after_each)
+            explanation = explain_cut(explanation, model, plan)
+        attach(model, plan, explanation, stored.slim_attention, group)
     except AttributeError as error:
         raise StoredModelError(f"plan: expected parts of {stored.architecture}, got others ({error})") from error
 

@@ -12,12 +12,14 @@ from torch import nn
 from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.formats import F32, KvFormat
 from torch_cpullm.generate.model import PagedModel, paged_class
+from torch_cpullm.generate.ranks import Ranks
 from torch_cpullm.modules import attention
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.fork import make_forks_safe
 from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packing import Progress
+from torch_cpullm.modules.joined import join_heads, require_same_model
 from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
 from torch_cpullm.modules.weights import pack_weights
 from torch_cpullm.pack import pack_linear
@@ -70,9 +72,9 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
-def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: KvFormat) -> FusedParts:
-    """Give a layer its fused class; its linear layers must be packed already."""
-    parts = FusedParts(plan, kv_format)
+def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: KvFormat, group: int = 0) -> FusedParts:
+    """Give a layer its fused class; its linear layers must be packed already. `group`: of the ranks that share it."""
+    parts = FusedParts(plan, kv_format, group)
     layer.__class__ = fused_class(type(layer))
     vars(layer)["_cpullm"] = parts
     return parts
@@ -171,9 +173,24 @@ def _use_slim_attention(model: nn.Module, plan: Plan, before: str | None) -> str
 
 
 def swap(
-    model: nn.Module, plan: Plan, progress: Progress | None = None, calibration_NT: torch.Tensor | None = None
+    model: nn.Module,
+    plan: Plan,
+    progress: Progress | None = None,
+    calibration_NT: torch.Tensor | None = None,
+    group: int = 0,
 ) -> Explanation:
-    """Do what the plan says, in place; prove first where its config asks for it. Returns what was done."""
+    """Do what the plan says, in place; prove first where its config asks for it. Returns what was done.
+
+    Args:
+        model: changed.
+        plan: for all of the model, or for a rank's shard.
+        progress: of packing.
+        calibration_NT: token ids.
+        group: of the ranks that share the model; 0: whoever calls brings the terms of all ranks together.
+
+    Raises:
+        RankError: another rank has packed another model, or the same one otherwise.
+    """
     make_forks_safe()
     before = weight_bytes(model)
     attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -184,7 +201,7 @@ def swap(
     if fault:
         notes.append(f"calibration texts were not used for all layers: {fault}")
     plan = _layers_with_packed_weights(model, plan)
-    fused, per_token_before, per_token = fuse(model, plan)
+    fused, per_token_before, per_token = fuse(model, plan, group)
     rows += fused
     rows += [Row(f.path, f.class_name, "left alone", 0, 0, f.reason) for f in plan.structure.findings]
     notes += plan.sharing
@@ -207,17 +224,20 @@ def swap(
     return explanation
 
 
-def fuse(model: nn.Module, plan: Plan) -> tuple[list[Row], float, float]:
+def fuse(model: nn.Module, plan: Plan, group: int) -> tuple[list[Row], float, float]:
     """Fuse the layers and page the cache of a model whose weights are packed.
 
     Returns:
         The rows of explain(), and the cache's bytes per token before and now.
     """
-    rows = [_fuse_one(model, layer, plan) for layer in plan.layers]
-    return rows, *_use_paged_cache(model, plan)
+    rows = [_fuse_one(model, layer, plan, group) for layer in plan.layers]
+    if group:
+        require_same_model(model, plan, group)
+        join_heads(model, plan, group)
+    return rows, *_use_paged_cache(model, plan, group)
 
 
-def attach(model: nn.Module, plan: Plan, explanation: Explanation, slim: bool) -> None:
+def attach(model: nn.Module, plan: Plan, explanation: Explanation, slim: bool, group: int = 0) -> None:
     """Make a model whose weights are packed what `swap` had made of the one that the plan and the rest come from."""
     make_forks_safe()
     attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -225,20 +245,20 @@ def attach(model: nn.Module, plan: Plan, explanation: Explanation, slim: bool) -
         attention.register()
         _set_attention(model, attention.NAME)
     plan = _layers_with_packed_weights(model, plan)
-    fuse(model, plan)
+    fuse(model, plan, group)
     vars(model)[STATE] = Swapped(plan, explanation, attention_before)
 
 
-def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan) -> Row:
+def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan, group: int) -> Row:
     structure = layer.structure
     if not layer.fuse_attention or plan.kv.format is None:
         return Row(structure.path, structure.class_name, "left alone", 0, 0, layer.reason)
-    fuse_layer(model.get_submodule(structure.path), layer, plan.kv.format)
+    fuse_layer(model.get_submodule(structure.path), layer, plan.kv.format, group)
     action = "fused attention + MLP" if layer.fuse_mlp else "fused attention"
     return Row(structure.path, structure.class_name, action, 0, 0, layer.reason)
 
 
-def _use_paged_cache(model: nn.Module, plan: Plan) -> tuple[float, float]:
+def _use_paged_cache(model: nn.Module, plan: Plan, group: int) -> tuple[float, float]:
     """Swap the model's class where there is a pool; returns KV bytes per token before and now."""
     element = _ELEMENT_BYTES[plan.structure.dtype]
     shapes = [(layer.structure.attention.kv_heads, layer.structure.attention.channels) for layer in plan.layers]
@@ -251,6 +271,7 @@ def _use_paged_cache(model: nn.Module, plan: Plan) -> tuple[float, float]:
     vars(model)["_cpullm_kv"] = specs
     vars(model)["_cpullm_layers"] = tuple(layer.structure.path for layer in layers)
     vars(model)["_cpullm_sampler"] = plan.config.sampler
+    vars(model)["_cpullm_ranks"] = Ranks(plan.shard.rank, plan.shard.size, group) if group else None
     from torch_cpullm.ops.attention import PAGE_TOKENS
 
     return before, sum(spec.page_bytes for spec in specs) / PAGE_TOKENS
@@ -278,7 +299,7 @@ def unswap(model: Any) -> set[str]:
             vars(module).pop("_cpullm", None)
     if isinstance(model, PagedModel):
         model.__class__ = type(model).__mro__[2]
-        for name in ("_cpullm_kv", "_cpullm_layers", "_cpullm_sampler"):
+        for name in ("_cpullm_kv", "_cpullm_layers", "_cpullm_sampler", "_cpullm_ranks"):
             vars(model).pop(name, None)
     if state.attention_before is not None and model.config._attn_implementation == attention.NAME:
         _set_attention(model, state.attention_before)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from torch_cpullm.ops.attention import KvPages
+from torch_cpullm.ops.comm import collective
 from torch_cpullm.ops.library import fake, kernels
 from torch_cpullm.ops.rowwise import Activation
 
@@ -36,12 +37,16 @@ class AttentionWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionNumbers:
-    """Head counts, the factor on scores, and the soft cap on them (0: none)."""
+    """Head counts, the factor on scores, and the soft cap on them (0: none).
+
+    `group`: of ranks that have some of the heads each, those counted here being this rank's (0: there are no others).
+    """
 
     heads: int
     kv_heads: int
     scale: float
     soft_cap: float
+    group: int = 0
 
 
 class MlpWeights(NamedTuple):
@@ -64,6 +69,9 @@ def attention_block(
 ) -> torch.Tensor:
     """Hidden + output_norm(W_o attention(rope(W_qkv input_norm(hidden)))), and the new keys and values into the pool.
 
+    Ranks of a group give the same hidden and have their heads' weights: `W_o attention(...)` is the sum of all theirs,
+    each rounded to hidden's dtype, and the output is the same on all.
+
     Args:
         hidden_BTD: float32, bfloat16 or float16; float32 inside.
         weights: see AttentionWeights.
@@ -72,43 +80,63 @@ def attention_block(
         mask: as in `paged_attention`.
         numbers: see AttentionNumbers.
         norm: see NormNumbers.
+
+    Raises:
+        CollectiveError: another rank of the group is gone, late, or asked for something else.
     """
-    out: torch.Tensor = kernels.attention_block(
-        hidden_BTD,
-        weights.qkv,
-        weights.output,
-        weights.input_norm_D,
-        weights.query_norm_C,
-        weights.key_norm_C,
-        weights.output_norm_D,
-        *rope_BTR,
-        kv.pages,
-        kv.table_BP,
-        kv.past_B,
-        mask,
-        numbers.heads,
-        numbers.kv_heads,
-        kv.format,
-        norm.eps,
-        norm.offset,
-        numbers.scale,
-        numbers.soft_cap,
-    )
+    with collective():
+        out: torch.Tensor = kernels.attention_block(
+            hidden_BTD,
+            weights.qkv,
+            weights.output,
+            weights.input_norm_D,
+            weights.query_norm_C,
+            weights.key_norm_C,
+            weights.output_norm_D,
+            *rope_BTR,
+            kv.pages,
+            kv.table_BP,
+            kv.past_B,
+            mask,
+            numbers.heads,
+            numbers.kv_heads,
+            kv.format,
+            norm.eps,
+            norm.offset,
+            numbers.scale,
+            numbers.soft_cap,
+            numbers.group,
+        )
     return out
 
 
-def mlp_block(hidden_BTD: torch.Tensor, weights: MlpWeights, activation: Activation, norm: NormNumbers) -> torch.Tensor:
-    """Hidden + output_norm(W_down(activation(W_gate x) * (W_up x))), x = input_norm(hidden)."""
-    out: torch.Tensor = kernels.mlp_block(
-        hidden_BTD,
-        weights.gate_up,
-        weights.down,
-        weights.input_norm_D,
-        weights.output_norm_D,
-        activation,
-        norm.eps,
-        norm.offset,
-    )
+def mlp_block(
+    hidden_BTD: torch.Tensor, weights: MlpWeights, activation: Activation, norm: NormNumbers, group: int = 0
+) -> torch.Tensor:
+    """Hidden + output_norm(W_down(activation(W_gate x) * (W_up x))), x = input_norm(hidden).
+
+    Args:
+        hidden_BTD: float32, bfloat16 or float16; float32 inside.
+        weights: see MlpWeights.
+        activation: of the gate.
+        norm: see NormNumbers.
+        group: of ranks that have some of the columns of gate and up each, as in `attention_block`; 0: of nobody else.
+
+    Raises:
+        CollectiveError: another rank of the group is gone, late, or asked for something else.
+    """
+    with collective():
+        out: torch.Tensor = kernels.mlp_block(
+            hidden_BTD,
+            weights.gate_up,
+            weights.down,
+            weights.input_norm_D,
+            weights.output_norm_D,
+            activation,
+            norm.eps,
+            norm.offset,
+            group,
+        )
     return out
 
 

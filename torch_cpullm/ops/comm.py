@@ -6,6 +6,7 @@ All ranks call the same functions in the same order, one thread of each at a tim
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
@@ -43,7 +44,10 @@ class collective:
 
 
 class GroupInfo(NamedTuple):
-    """How the ranks of a group reach each other ("shm", "ccl", "gloo"), which one this is, and how many there are."""
+    """How the ranks of a group reach each other, which one this is, and how many there are.
+
+    `transport`: "shm", "ccl" or "gloo"; of several "shm up to 262144 bytes, ccl".
+    """
 
     transport: str
     rank: int
@@ -82,10 +86,25 @@ def all_gather(x: torch.Tensor, group: int) -> torch.Tensor:
     return out
 
 
-def barrier(group: int) -> None:
-    """Return when all ranks have come here."""
+def barrier(group: int, timeout_s: float | None = None) -> None:
+    """Return when all ranks have come here; `timeout_s` is what this one waits, None: as for any other collective."""
     with collective():
-        kernels.barrier(group)
+        kernels.barrier(group, timeout_s)
+
+
+def route_groups(groups: Sequence[int], limits: Sequence[int]) -> int:
+    """Make one group of several: a part of up to limits[i] bytes goes by groups[i], any other by the last.
+
+    They stay open while the new one is, whatever becomes of their own numbers.
+
+    Args:
+        groups: of the same ranks, single ones.
+        limits: ascending, one less than groups.
+
+    Raises:
+        ValueError: groups of other ranks, or limits beyond what they hand over at once.
+    """
+    return int(kernels.route_groups(list(groups), list(limits)))
 
 
 def close_group(group: int) -> None:

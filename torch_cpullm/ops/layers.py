@@ -10,17 +10,19 @@ import torch
 
 from torch_cpullm.formats import KvFormat
 from torch_cpullm.ops.block import AttentionNumbers, AttentionWeights, MlpWeights, NormNumbers
+from torch_cpullm.ops.comm import collective
 from torch_cpullm.ops.library import fake, kernels
 from torch_cpullm.ops.rowwise import Activation
 
 
 @dataclass(frozen=True)
 class LayerNumbers:
-    """What all layers have in common beside their tensors."""
+    """What all layers have in common beside their tensors; `mlp_group` as in `mlp_block`."""
 
     attention: AttentionNumbers
     norm: NormNumbers
     activation: Activation
+    mlp_group: int = 0
 
 
 class KvLayers(NamedTuple):
@@ -107,25 +109,29 @@ def decoder_layers(
 
     Raises:
         ValueError: shapes that do not fit, or lists that are not equally long. Nothing was written then.
+        CollectiveError: another rank is gone, late, or asked for something else.
     """
     numbers = stack.numbers
-    out: torch.Tensor = kernels.decoder_layers(
-        hidden_BTD,
-        *stack.lists,
-        *rope_BTR,
-        kv.pages,
-        kv.table_BP,
-        kv.past_B,
-        mask,
-        numbers.attention.heads,
-        kv.kv_heads,
-        kv.format,
-        numbers.activation,
-        numbers.norm.eps,
-        numbers.norm.offset,
-        numbers.attention.scale,
-        numbers.attention.soft_cap,
-    )
+    with collective():
+        out: torch.Tensor = kernels.decoder_layers(
+            hidden_BTD,
+            *stack.lists,
+            *rope_BTR,
+            kv.pages,
+            kv.table_BP,
+            kv.past_B,
+            mask,
+            numbers.attention.heads,
+            kv.kv_heads,
+            kv.format,
+            numbers.activation,
+            numbers.norm.eps,
+            numbers.norm.offset,
+            numbers.attention.scale,
+            numbers.attention.soft_cap,
+            numbers.attention.group,
+            numbers.mlp_group,
+        )
     return out
 
 

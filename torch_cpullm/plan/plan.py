@@ -248,6 +248,11 @@ def _cut_notes(linear: LinearPlan, config: Config, piece: Piece | None) -> list[
     return notes
 
 
+def share_plan(plan: Plan, shard: Shard) -> Plan:
+    """A plan for the whole, for one of the ranks that share it."""
+    return _shared(replace(plan, shard=shard))
+
+
 def make_plan(structure: Structure, config: Config, shard: Shard = ALONE) -> Plan:
     """Decide everything; nothing is computed and nothing touched.
 
