@@ -72,14 +72,14 @@ class Projection {
     if (group_ && team.rank == 0) part_ = group_->begin(message_.bytes());
   }
   void run(const Team& team, layout::ConstElements residual, layout::Elements out) {
-    const bool normed = norm_.weight.data != nullptr;
+    const bool between = norm_.weight.data != nullptr;
     if (group_)
-      sum_ranks(team, normed ? layout::ConstElements{nullptr, layout::Element::f32} : residual,
-                normed ? floats(buffer_) : out);
+      sum_ranks(team, between ? layout::ConstElements{nullptr, layout::Element::f32} : residual,
+                between ? floats(buffer_) : out);
     else
       linear_.multiply(team, input_,
-                       normed ? Destination{floats(buffer_), columns_} : Destination{out, columns_, residual.data});
-    if (!normed) return;
+                       between ? Destination{floats(buffer_), columns_} : Destination{out, columns_, residual.data});
+    if (!between) return;
     team.barrier();
     const kernels::RowwiseKernels& kernels = kernels::rowwise_kernels();
     const Range mine = team.share(rows_);

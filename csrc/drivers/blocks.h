@@ -32,8 +32,8 @@ struct AttentionBlock {
   Norm input_norm, query_norm, key_norm, output_norm;
   const float *cos, *sin;  // [batch or 1][tokens][rotary]
   int64_t rotary, rope_batch_stride;
-  AttentionProblem attention;            // all but q and out, which the block provides
-  const comm::Routes* ranks = nullptr;   // that share it; null: this one has all of it
+  AttentionProblem attention;           // all but q and out, which the block provides
+  const comm::Routes* ranks = nullptr;  // that share it; null: this one has all of it
 };
 
 // hidden[batch * tokens][model] -> out, same shape and type; may not overlap. The block has to outlive the stages.

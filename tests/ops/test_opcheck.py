@@ -68,7 +68,7 @@ def arguments():
             TABLE,
             PAST,
             None,
-            *(4, 2, "int8", "silu", 1e-6, 0.0, 0.2, 0.0),
+            *(4, 2, "int8", "silu", 1e-6, 0.0, 0.2, 0.0, ALONE, ALONE),
         ),
     }
 
