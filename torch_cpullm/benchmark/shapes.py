@@ -80,6 +80,20 @@ def _llama_2_13b() -> PreTrainedConfig:
     )
 
 
+def _llama_2_70b() -> PreTrainedConfig:
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=8192,
+        intermediate_size=28_672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+    )
+
+
 def _tinyllama_1_1b() -> PreTrainedConfig:
     return LlamaConfig(
         vocab_size=32_000,
@@ -132,6 +146,7 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "tinyllama-1.1b": _tinyllama_1_1b,
     "llama-2-7b": _llama_2_7b,
     "llama-2-13b": _llama_2_13b,
+    "llama-2-70b": _llama_2_70b,
 }
 
 
