@@ -4,7 +4,8 @@
     python -m bench.bench_collectives --ranks 4
 
 Messages of a decode step: 1 and 8 rows of hidden size 2048 to 8192 in bf16 and float32, and 4 MB. A lap is a burst
-of calls from Python, and counts by the median of its slowest rank. Writes bench/results/collectives-N.json.
+of calls from Python, and counts by the median of its slowest rank. "in layers": the same sum over shared memory as the
+blocks of a layer call it (bench/inside_layers.py). Writes bench/results/collectives-N.json.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rich.table import Table
 from torch.distributed import PrefixStore, Store
 
 from bench.header import header
+from bench.inside_layers import sum_us
 from torch_cpullm.distributed.ccl import open_ccl
 from torch_cpullm.distributed.gloo import open_gloo
 from torch_cpullm.distributed.shm import open_shm
@@ -39,8 +41,10 @@ MESSAGES = [
     ("bfloat16", 512, 4096),
     ("float32", 256, 4096),
 ]
+ROWS_OF_STEPS = 8
 BURST_S, LEAST_IN_BURST, MOST_IN_BURST = 0.02, 12, 500
 PATIENCE_S = 60.0
+IN_LAYERS = "in layers"
 
 Opener = Callable[[Store, int, int, float], int]
 
@@ -84,6 +88,9 @@ def measure(rank: int, size: int, store: Store, laps: int) -> dict[str, list[lis
             spent = burst_us(x, groups[name], calls)
             if lap:
                 found[name][index].append(round(spent, 2))
+    if "shm" in groups:
+        steps = [(getattr(torch, dtype), rows, hidden) for dtype, rows, hidden in MESSAGES if rows <= ROWS_OF_STEPS]
+        found[IN_LAYERS] = [sum_us(rows, hidden, dtype, groups["shm"], laps) for dtype, rows, hidden in steps]
     return found
 
 
@@ -98,7 +105,7 @@ def main(
     found = {
         name: [
             [max(lap) for lap in zip(*(of_rank[name][index] for of_rank in of_ranks), strict=True)]
-            for index in range(len(MESSAGES))
+            for index in range(len(of_ranks[0][name]))
         ]
         for name in of_ranks[0]
     }
@@ -108,7 +115,7 @@ def main(
     rows: list[dict[str, Any]] = []
     for index, (dtype, count, hidden) in enumerate(MESSAGES):
         size = count * hidden * getattr(torch, dtype).itemsize
-        spent = {name: laps_us[index] for name, laps_us in found.items()}
+        spent = {name: laps_us[index] for name, laps_us in found.items() if index < len(laps_us)}
         cells = [f"{statistics.median(laps_us):,.1f} ({min(laps_us):,.1f})" for laps_us in spent.values()]
         table.add_row(f"{dtype} {count} x {hidden}", f"{size:,}", *cells)
         rows.append({"dtype": dtype, "rows": count, "hidden": hidden, "bytes": size, "us": spent})
