@@ -85,9 +85,7 @@ def outlook(formats: dict[str, Any]) -> list[Ahead]:
 def outlook_table(ahead: list[Ahead]) -> Table:
     """One row for each format and number of sockets, beside the paper's figures."""
     near, _, far = DISTANCES
-    table = Table(
-        title=f"{SHAPE}, milliseconds a token; lines between sockets take {near:g} to {far:g} times as long"
-    )
+    table = Table(title=f"{SHAPE}, milliseconds a token; lines between sockets take {near:g} to {far:g} times as long")
     for heading in ("", "sockets", "model", "band", "memory", "sums", "host", "paper", "sums that would explain it"):
         table.add_column(heading, justify="right")
     sums = 2 * config_of(SHAPE).num_hidden_layers

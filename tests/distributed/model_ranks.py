@@ -80,7 +80,7 @@ def tokens_of(model, rank=0):
 
 
 def bundled(rank, size, store, transport):
-    """The bundled model's tokens and logits, with its weights as they are; then in INT8, whose sums are rounded apart."""
+    """The bundled model's tokens and logits, its weights as they are; then in INT8, whose sums are rounded apart."""
     with world_of(rank, size, store, transport) as world:
         assert (world.rank, world.size) == (rank, size)
         model = torch_cpullm.optimize(bundled_model(), sampler="fused", **KEPT)
@@ -90,8 +90,7 @@ def bundled(rank, size, store, transport):
         with torch.no_grad():
             logits = model(**batch()).logits
         int8 = torch_cpullm.optimize(bundled_model())
-        found = {"tokens": tokens, "logits": logits, "int8": tokens_of(int8, rank), "way": world.reach.transport}
-    return found
+        return {"tokens": tokens, "logits": logits, "int8": tokens_of(int8, rank), "way": world.reach.transport}
 
 
 def families(rank, size, store):
