@@ -6,10 +6,16 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch_cpullm.config import Config
-from torch_cpullm.detect.structure import Dtype, EmbeddingStructure, LayerStructure, LinearStructure, Structure
+from torch_cpullm.detect.structure import (
+    LEFT_OUT,
+    Dtype,
+    EmbeddingStructure,
+    LayerStructure,
+    LinearStructure,
+    Structure,
+)
 from torch_cpullm.formats import BF16, F32, INT8, KvFormat, WeightFormat
 from torch_cpullm.plan.divide import Division, Piece, divide_head, divide_layer
-from torch_cpullm.plan.record import LEFT_OUT
 from torch_cpullm.plan.shard import ALONE, BLOCK, EVERYTHING, Part, Shard, Share, cuttable
 
 # float16 is no packed format: float32 would double its bytes, and the other two would not keep its values.
@@ -163,6 +169,8 @@ def choose_layer(layer: LayerStructure, formats: dict[str, WeightFormat | None],
         reason = "attention='keep'"
     else:
         reason = "structure matches" if fuse_attention else "its projections are not all packed in one format"
+    if layer.parallel and fuse_attention != fuse_mlp:  # one op computes both, or none
+        fuse_attention = fuse_mlp = False
     return LayerPlan(layer, fuse_attention, fuse_mlp, reason)
 
 
