@@ -82,7 +82,7 @@ AttentionArguments::AttentionArguments(const at::Tensor& hidden, const Attention
                .key_norm = on_key_.norm,
                .cos = tables_.cos.const_data_ptr<float>(),
                .sin = tables_.sin.const_data_ptr<float>(),
-               .rotary = tables_.rotary,
+               .rotary = layer.rotates ? tables_.rotary : 0,
                .rope_batch_stride = tables_.batch_stride},
       .attention = attention_problem(kv, batch, tokens, common.heads, scores_, common.scale),
       .ranks = common.ranks,

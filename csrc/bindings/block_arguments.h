@@ -101,6 +101,7 @@ struct AttentionTensors {
   at::Tensor output;
   OptionalTensor input_norm, input_norm_bias, query_norm, key_norm, output_norm;
   at::Tensor pages;
+  bool rotates = true;
 };
 // And what all layers may have in common.
 struct AttentionCommon {

@@ -49,11 +49,11 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
                           at::TensorList key_norm, at::TensorList attention_output_norm, at::TensorList gate_up,
                           at::TensorList down, at::TensorList mlp_norm, at::TensorList mlp_norm_bias,
                           at::TensorList mlp_output_norm, const at::Tensor& cos, const at::Tensor& sin,
-                          at::TensorList pages, const at::Tensor& page_table, const at::Tensor& past,
-                          const OptionalTensor& mask, int64_t heads, int64_t kv_heads, c10::string_view format,
-                          c10::string_view activation, double eps, double norm_offset, bool centred, double scale,
-                          double soft_cap, bool qkv_in_groups, bool rope_pairs, bool parallel, int64_t attention_group,
-                          int64_t mlp_group) {
+                          at::IntArrayRef unrotated, at::TensorList pages, const at::Tensor& page_table,
+                          const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
+                          c10::string_view format, c10::string_view activation, double eps, double norm_offset,
+                          bool centred, double scale, double soft_cap, bool qkv_in_groups, bool rope_pairs,
+                          bool parallel, int64_t attention_group, int64_t mlp_group) {
   const size_t layers = output.size();
   TORCH_CHECK_VALUE(layers >= 1, "output: expected one packed weight for each layer, got none");
   const PerLayer qkv_of(qkv, layers, "qkv"), gate_up_of(gate_up, layers, "gate_up");
@@ -76,13 +76,19 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
       as_floats(cos),       as_floats(sin), page_table, past,     mask,          heads,      kv_heads,
       parse_format(format), norm,           scale,      soft_cap, qkv_in_groups, rope_pairs, attention_ranks.get()};
   const MlpCommon mlp_common{parse_activation(activation), norm, mlp_ranks.get()};
+  std::vector<bool> rotates(layers, true);
+  for (const int64_t i : unrotated) {
+    TORCH_CHECK_VALUE(i >= 0 && i < static_cast<int64_t>(layers), "unrotated: expected numbers of the ", layers,
+                      " layers, got ", i);
+    rotates[static_cast<size_t>(i)] = false;
+  }
   std::deque<AttentionArguments> attention;
   std::deque<MlpArguments> mlp;
   for (size_t i = 0; i < layers; ++i) {
     attention.emplace_back(
         hidden,
         AttentionTensors{qkv_of.of(i), output[i], before_attention.maybe(i), attention_bias.maybe(i), on_query.maybe(i),
-                         on_key.maybe(i), after_attention.maybe(i), pages_of.of(i)},
+                         on_key.maybe(i), after_attention.maybe(i), pages_of.of(i), rotates[i]},
         attention_common);
     mlp.emplace_back(
         hidden, MlpTensors{gate_up_of.of(i), down_of.of(i), before_mlp.maybe(i), mlp_bias.maybe(i), after_mlp.maybe(i)},

@@ -87,11 +87,13 @@ TORCH_LIBRARY(torch_cpullm, m) {
 
   // attention_block and mlp_block of all layers in turn; parallel: both of a layer's hidden, and their sum. Lists hold
   // as many tensors for each layer, in the layers' order; a list of norms may be empty: no norm at this place.
+  // unrotated: layers whose queries and keys stay as they are.
   m.def(
       "decoder_layers(Tensor hidden, Tensor[] qkv, Tensor[] output, Tensor[] attention_norm, "
       "Tensor[] attention_norm_bias, Tensor[] query_norm, Tensor[] key_norm, Tensor[] attention_output_norm, "
       "Tensor[] gate_up, Tensor[] down, Tensor[] mlp_norm, Tensor[] mlp_norm_bias, Tensor[] mlp_output_norm, "
-      "Tensor cos, Tensor sin, Tensor(a!)[] pages, Tensor page_table, Tensor past, Tensor? mask, SymInt heads, "
+      "Tensor cos, Tensor sin, int[] unrotated, Tensor(a!)[] pages, Tensor page_table, Tensor past, Tensor? mask, "
+      "SymInt heads, "
       "SymInt kv_heads, str format, str activation, float eps, float norm_offset, bool centred, float scale, "
       "float soft_cap, bool qkv_in_groups, bool rope_pairs, bool parallel, int attention_group, int mlp_group) -> "
       "Tensor");

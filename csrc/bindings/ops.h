@@ -70,11 +70,11 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
                           at::TensorList key_norm, at::TensorList attention_output_norm, at::TensorList gate_up,
                           at::TensorList down, at::TensorList mlp_norm, at::TensorList mlp_norm_bias,
                           at::TensorList mlp_output_norm, const at::Tensor& cos, const at::Tensor& sin,
-                          at::TensorList pages, const at::Tensor& page_table, const at::Tensor& past,
-                          const OptionalTensor& mask, int64_t heads, int64_t kv_heads, c10::string_view format,
-                          c10::string_view activation, double eps, double norm_offset, bool centred, double scale,
-                          double soft_cap, bool qkv_in_groups, bool rope_pairs, bool parallel, int64_t attention_group,
-                          int64_t mlp_group);
+                          at::IntArrayRef unrotated, at::TensorList pages, const at::Tensor& page_table,
+                          const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
+                          c10::string_view format, c10::string_view activation, double eps, double norm_offset,
+                          bool centred, double scale, double soft_cap, bool qkv_in_groups, bool rope_pairs,
+                          bool parallel, int64_t attention_group, int64_t mlp_group);
 
 // probe.cpp
 double probe_read_bandwidth(const at::Tensor& buffer, int64_t threads, int64_t repeats);

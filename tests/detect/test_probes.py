@@ -37,7 +37,7 @@ def test_half_precision_norms(dtype):
     assert probe.offset == 1
 
 
-@pytest.mark.parametrize("module", [nn.LayerNorm(24), nn.Linear(24, 24), nn.Identity(), nn.Embedding(4, 4)])
+@pytest.mark.parametrize("module", [nn.LayerNorm(24, elementwise_affine=False), nn.Linear(24, 24), nn.Identity(), nn.Embedding(4, 4)])
 def test_others_are_not(module):
     assert probe_norm(module) is None
 
@@ -48,7 +48,8 @@ def test_others_are_not(module):
         (nn.SiLU(), "silu"),
         (nn.GELU(), "gelu_erf"),
         (nn.GELU(approximate="tanh"), "gelu_tanh"),
-        (nn.ReLU(), None),
+        (nn.ReLU(), "relu"),
+        (nn.Softplus(), None),
         (lambda x: x * torch.sigmoid(1.702 * x), None),
         (lambda x: x.sum(), None),
         (None, None),

@@ -11,6 +11,7 @@ from torch_cpullm.detect.structure import LayerStructure
 
 _ATTENTIONS = ("self_attn", "attention", "self_attention")
 _FIRST_NORM, _SECOND_NORM = "input_layernorm", "post_attention_layernorm"
+_PLACE = ("layer_idx", "training")
 _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
@@ -56,6 +57,12 @@ def _find_norms(layer: nn.Module) -> _Norms:
     return _Norms(_FIRST_NORM, None, _SECOND_NORM, None, parallel=getattr(layer, "use_parallel_residual", False) is True)
 
 
+def _settings(module: nn.Module) -> tuple[str, ...]:
+    """All but its place: a layer may leave something out, or do it otherwise, for no other sign than one of these."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str, type(None)))}
+    return tuple(f"{name}={plain[name]}" for name in sorted(plain) if name[0] != "_" and name not in _PLACE)
+
+
 def match_layer(candidate: Candidate, rope_pairs: bool) -> tuple[LayerStructure, str | None]:
     """Match one layer; the second value says why its MLP stays the model's own, if it does.
 
@@ -93,5 +100,6 @@ def match_layer(candidate: Candidate, rope_pairs: bool) -> tuple[LayerStructure,
         offset=probes[0].offset,
         centred=probes[0].centred,
         parallel=norms.parallel,
+        settings=(*_settings(layer), *_settings(attention)),
     )
     return matched, reason

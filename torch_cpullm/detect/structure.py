@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -27,7 +27,7 @@ class AttentionStructure:
 
     `qkv` names three projections, or one fused one with the rows of q, k and v in that order, or `qkv_in_groups`: for
     each KV head those of its query heads, its key and its value. `rope_pairs`: channels (i, i + 1) turn together, not
-    (i, i + R/2).
+    (i, i + R/2). One that does not `rotate` takes no notice of positions.
     """
 
     path: str
@@ -43,6 +43,7 @@ class AttentionStructure:
     layer_index: int
     qkv_in_groups: bool = field(default=False, metadata=LEFT_OUT)
     rope_pairs: bool = field(default=False, metadata=LEFT_OUT)
+    rotates: bool = field(default=True, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class LayerStructure:
     share `eps` and `offset` (0, or 1 for zero-centred gains), and are RMS norms or, `centred`, layer norms.
 
     `parallel`: norm and attention, norm and MLP read the same hidden, and one residual takes both; the two norms may be
-    one and the same.
+    one and the same. `settings`: numbers and words that the layer and its attention keep beside their modules.
     """
 
     path: str
@@ -82,9 +83,18 @@ class LayerStructure:
     offset: float
     centred: bool = field(default=False, metadata=LEFT_OUT)
     parallel: bool = field(default=False, metadata=LEFT_OUT)
+    settings: tuple[str, ...] = field(default=(), metadata=LEFT_OUT)
+
+    def unrotated(self) -> LayerStructure:
+        """The same layer, whose attention takes no notice of positions."""
+        return replace(self, attention=replace(self.attention, rotates=False))
 
     def kind(self) -> tuple[object, ...]:
-        """What two layers share when proving one proves the other."""
+        """What two layers share when proving one proves the other: a setting may be all that tells them apart."""
+        return (*self.form(), self.attention.rotates, self.settings)
+
+    def form(self) -> tuple[object, ...]:
+        """What two layers share that one operator can compute in turn."""
         attention, mlp = self.attention, self.mlp
         return (
             self.class_name,

@@ -48,7 +48,7 @@ class FusedLayer:
         parts = self._cpullm
         batch, tokens = hidden_states.shape[:2]
         slot = _slot(parts, batch, tokens, kwargs)
-        kv, rope_BTR, mask = slot.open(batch, tokens), kwargs["position_embeddings"], kwargs.get("attention_mask")
+        kv, rope_BTR, mask = slot.open(batch, tokens), parts.rope(kwargs), kwargs.get("attention_mask")
         if parts.structure.parallel and mlp is not None:
             stack = stack_layers([LayerWeights(attention, mlp)], parts.layer_numbers)
             out_BTD = layer_ops.decoder_layers(hidden_states, stack, rope_BTR, KvLayers([kv.pages], *kv[1:]), mask)
@@ -95,7 +95,7 @@ class FusedLayer:
             found = _weights(layer)
             if found is None or found[1] is None or not layer._cpullm.is_like(first):
                 return None
-            weights.append(LayerWeights(found[0], found[1]))
+            weights.append(LayerWeights(found[0], found[1], layer._cpullm.structure.attention.rotates))
         return stack_layers(weights, first.layer_numbers)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -129,6 +129,11 @@ class FusedParts:
         )
         self.mlp_group = group if self.share.columns else 0
 
+    def rope(self, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin that the layer was called with, [B or 1, T, R]; of no channels where it does not rotate."""
+        cos_BTR, sin_BTR = kwargs["position_embeddings"]
+        return (cos_BTR, sin_BTR) if self.structure.attention.rotates else (cos_BTR[..., :0], sin_BTR[..., :0])
+
     @property
     def layer_numbers(self) -> LayerNumbers:
         """Of a layer that is fused as a whole."""
@@ -138,7 +143,7 @@ class FusedParts:
 
     def is_like(self, other: FusedParts) -> bool:
         """Whether one operator may compute both layers."""
-        mine, theirs = ((each.spec, each.share, each.structure.kind()) for each in (self, other))
+        mine, theirs = ((each.spec, each.share, each.structure.form()) for each in (self, other))
         return mine == theirs
 
 

@@ -48,10 +48,11 @@ class KvLayers(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """The tensors of one layer."""
+    """The tensors of one layer, and whether its attention rotates queries and keys by their positions."""
 
     attention: AttentionWeights
     mlp: MlpWeights
+    rotates: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ class LayerStack:
         lists: their tensors by kind, in the order of the op's arguments from qkv to mlp_output_norm; a list is as long
             as there are layers, twice or three times that (qkv, gate_up), or empty (a norm that they lack).
         numbers: of all layers.
+        unrotated: which of them do not rotate.
     """
 
     lists: tuple[list[torch.Tensor], ...]
     numbers: LayerNumbers
+    unrotated: tuple[int, ...] = ()
 
 
 def stack_layers(weights: Sequence[LayerWeights], numbers: LayerNumbers) -> LayerStack:
@@ -90,7 +93,7 @@ def stack_layers(weights: Sequence[LayerWeights], numbers: LayerNumbers) -> Laye
         _present(layer.input_norm_bias_D for layer in mlp),
         _present(layer.output_norm_D for layer in mlp),
     )
-    return LayerStack(lists, numbers)
+    return LayerStack(lists, numbers, tuple(index for index, layer in enumerate(weights) if not layer.rotates))
 
 
 def _present(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
@@ -126,6 +129,7 @@ def decoder_layers(
             hidden_BTD,
             *stack.lists,
             *rope_BTR,
+            stack.unrotated,
             kv.pages,
             kv.table_BP,
             kv.past_B,

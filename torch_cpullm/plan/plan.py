@@ -105,6 +105,14 @@ class Plan:
         order = {linear.structure.path: index for index, linear in enumerate(self.linears)}
         return sorted(groups, key=lambda group: order[group[0].structure.path])
 
+    def unrotated(self, kind: tuple[object, ...]) -> Plan:
+        """The plan with all layers of one kind taking no notice of positions: what a proof has found."""
+        layers = tuple(
+            replace(layer, structure=layer.structure.unrotated()) if layer.structure.kind() == kind else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=layers)
+
     def without(self, kind: tuple[object, ...], reason: str) -> Plan:
         """The plan with all layers of one kind left alone: what a failed proof leads to."""
         layers = tuple(
