@@ -109,7 +109,7 @@ def optimize(  # noqa: PLR0913  (every choice of Config by its name)
     state = state_of(model)
     shard, group = own_shard()
     if state is not None:
-        if state.plan.config == config and state.plan.shard == shard:
+        if (state.plan.config, state.plan.shard, state.group) == (config, shard, group):
             return model
         restore(model)
     optimize_by(model, config, windows_NT, shard=shard, group=group)

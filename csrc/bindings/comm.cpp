@@ -139,10 +139,11 @@ int64_t route_groups(at::IntArrayRef groups, at::IntArrayRef limits) {
 
 void close_group(int64_t number) { comm::close(number); }
 
-std::tuple<std::string, int64_t, int64_t> group_info(int64_t number) {
+std::tuple<std::string, int64_t, int64_t, int64_t> group_info(int64_t number) {
   return translated([&] {
     const auto routes = comm::find(number);
-    return std::tuple<std::string, int64_t, int64_t>(routes->transport(), routes->rank(), routes->size());
+    return std::tuple<std::string, int64_t, int64_t, int64_t>(routes->transport(), routes->rank(), routes->size(),
+                                                              routes->count());
   });
 }
 

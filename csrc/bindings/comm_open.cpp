@@ -18,8 +18,7 @@ namespace {
 class GlooGroup final : public comm::GatherGroup {
  public:
   GlooGroup(c10::intrusive_ptr<c10d::Backend> backend, const comm::Patience& patience)
-      : GatherGroup("gloo", backend->getRank(), backend->getSize(), patience),
-        backend_(std::move(backend)) {}
+      : GatherGroup("gloo", backend->getRank(), backend->getSize(), patience), backend_(std::move(backend)) {}
 
  protected:
   void begin_gather(std::byte* blocks, int64_t bytes) override {

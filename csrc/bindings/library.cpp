@@ -107,7 +107,7 @@ TORCH_LIBRARY(torch_cpullm, m) {
   // One number for several groups: parts of up to limits[i] bytes go by groups[i], all others by the last.
   m.def("route_groups(int[] groups, int[] limits) -> int");
   m.def("close_group(int group) -> ()");
-  m.def("group_info(int group) -> (str transport, int rank, int size)");
+  m.def("group_info(int group) -> (str transport, int rank, int size, int collectives)");
   // Shared memory of one host: rank 0 creates, the others open what it hands them (pid, descriptor, token).
   m.def("shm_create(int size, int part_bytes, float timeout_s) -> (int group, int pid, int descriptor, int token)");
   m.def("shm_open(int pid, int descriptor, int token, int rank, float timeout_s) -> int");

@@ -88,7 +88,7 @@ at::Tensor all_gather(const at::Tensor& x, int64_t number);
 void barrier(int64_t number, std::optional<double> timeout_s);
 int64_t route_groups(at::IntArrayRef groups, at::IntArrayRef limits);
 void close_group(int64_t number);
-std::tuple<std::string, int64_t, int64_t> group_info(int64_t number);
+std::tuple<std::string, int64_t, int64_t, int64_t> group_info(int64_t number);
 std::tuple<int64_t, int64_t, int64_t, int64_t> shm_create(int64_t size, int64_t part_bytes, double timeout_s);
 int64_t shm_open(int64_t pid, int64_t descriptor, int64_t token, int64_t rank, double timeout_s);
 

@@ -27,7 +27,10 @@ std::byte* Group::begin(int64_t bytes) noexcept {
 
 Parts Group::run(const runtime::Team& team, const Message& message) noexcept {
   team.barrier();
-  if (team.rank == 0) guarded([&] { parts_ = exchange(message); });
+  if (team.rank == 0) {
+    ++count_;
+    guarded([&] { parts_ = exchange(message); });
+  }
   team.barrier();
   if (parts_.sliced) {
     sum_own_slice(team, message);

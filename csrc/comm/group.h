@@ -77,6 +77,8 @@ class Group {
   const std::string& transport() const { return transport_; }
   int rank() const { return rank_; }
   int size() const { return size_; }
+  // Collectives so far.
+  int64_t count() const { return count_; }
   // For the collectives that follow; returns what it was.
   std::chrono::milliseconds be_patient(std::chrono::milliseconds patience) {
     return std::exchange(patience_, patience);
@@ -131,6 +133,7 @@ class Group {
 
   std::string transport_;
   int rank_, size_;
+  int64_t count_ = 0;
   Parts parts_;
   std::exception_ptr failure_;
 };

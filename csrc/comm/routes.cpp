@@ -36,6 +36,12 @@ std::string Routes::transport() const {
   return names;
 }
 
+int64_t Routes::count() const {
+  int64_t count = 0;
+  for (const Route& route : routes_) count += route.group->count();
+  return count;
+}
+
 Group& Routes::of(int64_t bytes) const {
   for (const Route& route : routes_)
     if (bytes <= route.limit) return *route.group;

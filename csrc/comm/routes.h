@@ -1,6 +1,7 @@
 // Groups by number, since operators take plain numbers and tensors; 0 is no group.
 //
-// A number stands for one way to reach the other ranks or for several, of which each message takes the one for its size:
+// A number stands for one way to reach the other ranks or for several, of which each message takes the one for its
+// size:
 //
 //   0 ...... limit of route 0 ...... limit of route 1 ......     bytes of a part
 //     [ route 0 ]              [ route 1 ]         [ route 2, the last: everything above ]
@@ -26,6 +27,8 @@ class Routes {
 
   int rank() const { return routes_[0].group->rank(); }
   int size() const { return routes_[0].group->size(); }
+  // Collectives so far, by any way.
+  int64_t count() const;
   // "shm", or "shm up to 262144 bytes, ccl".
   std::string transport() const;
   // Of one part by any way. A longer message is the caller's to cut.

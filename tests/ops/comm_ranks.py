@@ -92,7 +92,7 @@ def every_operation(rank, size, store):
     for _ in range(3):
         comm.barrier(group)
     info = comm.group_info(group)
-    if info != ("shm", rank, size):
+    if info[:3] != ("shm", rank, size):
         faults.append(f"group_info: {info}")
     faults += gives_memory_back(rank, size, group)
     comm.close_group(small)

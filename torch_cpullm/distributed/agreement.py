@@ -46,7 +46,9 @@ def require_same(group: int, doing: str, facts: Mapping[str, object]) -> None:
         others = [rank for rank, digest in enumerate(digests.tolist()) if digest != int(digests[0])]
         if others:
             ranks = ", ".join(map(str, others))
-            raise RankError(f"{doing}: expected the same {name} on all ranks, got another on rank {ranks} than on rank 0")
+            raise RankError(
+                f"{doing}: expected the same {name} on all ranks, got another on rank {ranks} than on rank 0"
+            )
 
 
 def _digest(name: str, fact: object) -> int:
@@ -54,7 +56,7 @@ def _digest(name: str, fact: object) -> int:
     hashed = hashlib.blake2b(name.encode(), digest_size=8)
     if isinstance(fact, torch.Tensor):
         hashed.update(f"{tuple(fact.shape)} {fact.dtype}".encode())
-        hashed.update(fact.detach().contiguous().flatten().view(torch.uint8).numpy())
+        hashed.update(fact.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     else:
         hashed.update(repr(fact).encode())
     return int.from_bytes(hashed.digest(), "little") >> 1

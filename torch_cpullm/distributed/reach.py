@@ -75,12 +75,9 @@ def open_reach(rank: Rank, transport: Transport) -> Reach:
     """
     if transport != "auto":
         return Reach(_open(transport, rank), transport, f"TORCH_CPULLM_COMM={transport}")
-    opened, faults = {}, []
-    for name in ("shm", "ccl") if rank.hosts == 1 else ("ccl",):
-        try:
-            opened[name] = _open(name, rank)
-        except CollectiveError as fault:
-            faults.append(str(fault))
+    faults: list[str] = []
+    attempts = {name: _try_to_open(name, rank, faults) for name in (("shm", "ccl") if rank.hosts == 1 else ("ccl",))}
+    opened = {name: group for name, group in attempts.items() if group}
     if len(opened) > 1:
         return _routed(opened)
     if not opened:
@@ -111,9 +108,20 @@ def _open(name: str, rank: Rank) -> int:
     return OPENERS[name](PrefixStore(name, rank.store), rank.rank, rank.size, rank.timeout_s)
 
 
+def _try_to_open(name: str, rank: Rank, faults: list[str]) -> int:
+    """The group's number, or 0 and one more fault."""
+    try:
+        return _open(name, rank)
+    except CollectiveError as fault:
+        faults.append(str(fault))
+        return 0
+
+
 def _routed(opened: Mapping[str, int]) -> Reach:
     """A group of all that have opened, by the time they take: the slowest rank's, so that all choose the same."""
-    own = torch.tensor([[_seconds(group, *each) for each in zip(SIZES, _CALLS, strict=True)] for group in opened.values()])
+    own = torch.tensor(
+        [[_seconds(group, *each) for each in zip(SIZES, _CALLS, strict=True)] for group in opened.values()]
+    )
     slowest = all_gather(own, next(iter(opened.values()))).amax(0).tolist()
     chosen = choose(dict(zip(opened, slowest, strict=True)))
     limits = [limit for _, limit in chosen[:-1]]

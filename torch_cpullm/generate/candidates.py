@@ -4,8 +4,8 @@
     top_k       each rank's k largest and some more             of which all ranks know what the k largest of all are
     anything    all logits, on rank 0 as one rank would have them
 
-After arXiv 2407.07304, section 2.3, but exact: a word that ties with the k-th is kept, as transformers keeps it, and where
-a rank may have held back such a word all logits travel after all. Rank 0 chooses, and tells the others.
+After arXiv 2407.07304, section 2.3, but exact: a word that ties with the k-th is kept, as transformers keeps it, and
+where a rank may have held back such a word all logits travel after all. Rank 0 chooses, and tells the others.
 """
 
 from __future__ import annotations

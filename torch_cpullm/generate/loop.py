@@ -46,6 +46,13 @@ def is_plain(model: Any, config: Any, synced_gpus: bool, kwargs: dict[str, Any])
     )
 
 
+def _choice(model: Any, choice: Choice) -> Choice | SharedChoice:
+    """`choice` itself, or what ranks make of it together."""
+    if model._cpullm_ranks is None:
+        return choice
+    return SharedChoice(choice, model._cpullm_ranks, getattr(model.get_output_embeddings(), "gathering", None))
+
+
 def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
     model: Any,
     ids_BT: torch.Tensor,
@@ -72,10 +79,7 @@ def decode(  # noqa: PLR0913  (what `_sample` is told, and a sampler)
         The prompt and what follows it, [B, n].
     """
     pads = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
-    choice: Choice | SharedChoice = Choice(processors, config.do_sample, sampler)
-    if model._cpullm_ranks is not None:
-        gathering = getattr(model.get_output_embeddings(), "gathering", None)
-        choice = SharedChoice(choice, model._cpullm_ranks, gathering)
+    choice = _choice(model, Choice(processors, config.do_sample, sampler))
     outputs = model._prefill(ids_BT, config, kwargs, is_first_iteration=True)
     logits_BV = outputs.logits[:, -1].clone()
     ids = Rows(ids_BT, criteria.max_length)

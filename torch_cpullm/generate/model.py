@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -105,7 +105,7 @@ def _wrap_forward(original: type[nn.Module]) -> Any:
 
 
 def _wrap_generate(original: type[nn.Module]) -> Any:
-    inner: Any = original.generate
+    inner = cast("Any", original).generate
 
     @functools.wraps(inner)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:

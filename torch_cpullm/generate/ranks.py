@@ -17,7 +17,7 @@ from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStr
 from torch_cpullm.distributed.agreement import meet, require_same
 from torch_cpullm.ops.comm import broadcast_
 
-_PLAIN = (bool, int, float, str, torch.dtype, type(None))
+_PLAIN = (bool, int, float, str, torch.dtype)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Ranks:
             yield {**kwargs, "streamer": None}
         finally:
             if isinstance(streamer, TextIteratorStreamer):  # somebody may be waiting for its end
-                streamer.end()  # type: ignore[no-untyped-call]
+                streamer.end()
 
     def decide(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` as rank 0 has it."""
@@ -71,7 +71,10 @@ class SharedCriteria(StoppingCriteriaList):
 
 
 def _facts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, object]:
-    """What ranks must agree in, of the arguments of generate(): tensors, numbers, texts. Others are taken to be alike."""
+    """What ranks must agree in, of the arguments of generate(): tensors, numbers, texts. Others are taken to be alike.
+
+    A streamer may be there on rank 0 alone, so None is no fact.
+    """
     given = {f"argument {index}": value for index, value in enumerate(args)} | dict(sorted(kwargs.items()))
     facts: dict[str, object] = {}
     for name, value in given.items():

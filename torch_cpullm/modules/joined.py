@@ -1,4 +1,4 @@
-"""Parts of a model on several ranks, brought together: the same model everywhere, and logits of the whole vocabulary."""
+"""Parts of a model on several ranks, brought together: one model on all of them, logits of the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def require_same_model(model: nn.Module, plan: Plan, group: int) -> None:
 def _sample(model: nn.Module) -> torch.Tensor:
     """The first values of everything that is no rank's part: norms, embeddings, layers that are replicated."""
     whole = [parameter.detach() for parameter in model.parameters()]
-    whole += [m.packed for m in model.modules() if isinstance(m, PackedModule) and m.is_whole and "packed" in m._buffers]
+    whole += [
+        m.packed for m in model.modules() if isinstance(m, PackedModule) and m.is_whole and "packed" in m._buffers
+    ]
     samples = [tensor.flatten()[:_SAMPLE].float() for tensor in whole[:_TENSORS]]
     return torch.cat(samples) if samples else torch.empty(0)
 

@@ -16,10 +16,10 @@ from torch_cpullm.generate.ranks import Ranks
 from torch_cpullm.modules import attention
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.fork import make_forks_safe
+from torch_cpullm.modules.joined import join_heads, require_same_model
 from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packing import Progress
-from torch_cpullm.modules.joined import join_heads, require_same_model
 from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
 from torch_cpullm.modules.weights import pack_weights
 from torch_cpullm.pack import pack_linear
@@ -33,11 +33,15 @@ _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass
 class Swapped:
-    """What an optimised model remembers about itself; kept in the attribute STATE."""
+    """What an optimised model remembers about itself; kept in the attribute STATE.
+
+    `group`: of the ranks that share it, 0 where there are none.
+    """
 
     plan: Plan
     explanation: Explanation
     attention_before: str | None
+    group: int
 
 
 def state_of(model: nn.Module) -> Swapped | None:
@@ -232,7 +236,7 @@ def swap(
         kv_bytes_per_token_before=per_token_before,
         notes=tuple(notes),
     )
-    vars(model)[STATE] = Swapped(plan, explanation, attention_before)
+    vars(model)[STATE] = Swapped(plan, explanation, attention_before, group)
     return explanation
 
 
@@ -258,7 +262,7 @@ def attach(model: nn.Module, plan: Plan, explanation: Explanation, slim: bool, g
         _set_attention(model, attention.NAME)
     plan = _layers_with_packed_weights(model, plan)
     fuse(model, plan, group)
-    vars(model)[STATE] = Swapped(plan, explanation, attention_before)
+    vars(model)[STATE] = Swapped(plan, explanation, attention_before, group)
 
 
 def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan, group: int) -> Row:

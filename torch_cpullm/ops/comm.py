@@ -44,14 +44,19 @@ class collective:
 
 
 class GroupInfo(NamedTuple):
-    """How the ranks of a group reach each other, which one this is, and how many there are.
+    """What an open group is.
 
-    `transport`: "shm", "ccl" or "gloo"; of several "shm up to 262144 bytes, ccl".
+    Attributes:
+        transport: how its ranks reach each other: "shm", "ccl" or "gloo"; of several "shm up to 262144 bytes, ccl".
+        rank: which one this is.
+        size: how many there are.
+        collectives: what they have done together so far.
     """
 
     transport: str
     rank: int
     size: int
+    collectives: int
 
 
 class ShmAddress(NamedTuple):
