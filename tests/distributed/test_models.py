@@ -15,30 +15,31 @@ TRANSPORTS = ["shm", "gloo", "auto", pytest.param("ccl", marks=needs_oneccl)]
 
 @pytest.fixture(scope="module")
 def alone():
-    """Tokens and logits of one rank; the bundled model's."""
-    model = torch_cpullm.optimize(bundled_model())
-    tokens = model_ranks.tokens_of(model)
-    fused = torch_cpullm.optimize(bundled_model(), sampler="fused")
-    torch.manual_seed(5)
-    tokens["fused sampler"] = fused.generate(**model_ranks.prompt(), do_sample=True, top_k=9, max_new_tokens=24)
+    """What one rank gives: tokens, logits of the plain model, greedy tokens in INT8."""
+    tokens = model_ranks.tokens_of(torch_cpullm.optimize(bundled_model(), **model_ranks.KEPT))
+    fused = torch_cpullm.optimize(bundled_model(), sampler="fused", **model_ranks.KEPT)
+    tokens["fused sampler"] = model_ranks.drawn_of(fused)
     with torch.no_grad():
         logits = bundled_model()(**model_ranks.batch()).logits
-    return tokens, logits, torch_cpullm.explain(model).weight_bytes_after
+    int8 = torch_cpullm.optimize(bundled_model())
+    return tokens, logits, int8.generate(**model_ranks.prompt(), do_sample=False, max_new_tokens=48)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_give_the_tokens_of_one(alone, size, transport):
-    expected, logits, _ = alone
-    of_ranks = run_ranks(model_ranks.bundled, size, [transport])
+    expected, logits, int8 = alone
+    of_ranks = run_ranks(model_ranks.bundled, size, transport)
+    counted = model_ranks.batch()["attention_mask"].bool()
     for rank, found in enumerate(of_ranks):
-        way, tokens, its_logits, _ = found[transport]
-        assert transport in way or transport == "auto"
-        for name, ids in tokens.items():
+        assert transport in found["way"] or transport == "auto"
+        for name, ids in found["tokens"].items():
             assert torch.equal(ids, expected[name]), f"rank {rank}: {name}"
-        assert torch.equal(its_logits, of_ranks[0][transport][2])
-        counted = model_ranks.batch()["attention_mask"].bool()
-        torch.testing.assert_close(its_logits[counted], logits[counted], atol=1e-4, rtol=0)
+        assert torch.equal(found["logits"], of_ranks[0]["logits"])
+        torch.testing.assert_close(found["logits"][counted], logits[counted], atol=1e-4, rtol=0)
+        assert torch.equal(found["int8"]["greedy"], int8)
+        for name, ids in found["int8"].items():
+            assert torch.equal(ids, of_ranks[0]["int8"][name]), f"rank {rank}: {name}"
 
 
 @pytest.fixture(scope="module")

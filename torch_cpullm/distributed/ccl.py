@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +85,7 @@ def open_ccl(store: Store, rank: int, size: int, timeout_s: float) -> int:
         fault = str(error)
     agree(store, rank, size, "oneCCL", fault)
     assert found is not None
-    with config.variables_for(_variables(found, seats)):
+    with config.variables_for(_variables(found, seats)), _talking_to_stderr():
         # First, so that whatever else asks for a libccl.so.1 gets this one.
         ctypes.CDLL(str(found.library), ctypes.RTLD_GLOBAL)
         if rank == 0:
@@ -89,6 +93,25 @@ def open_ccl(store: Store, rank: int, size: int, timeout_s: float) -> int:
         return comm_open.open_ccl(
             found.border, bytes.fromhex(store.get("address").decode()), rank, seats.patience(timeout_s)
         )
+
+
+@contextmanager
+def _talking_to_stderr() -> Iterator[None]:
+    """Where oneCCL's lines go while it starts: it writes to stdout, which belongs to the program.
+
+    One of them it writes always, that CCL_LOG_LEVEL was changed to what keeps it from writing others: left out.
+    """
+    sys.stdout.flush()
+    stdout, heard = os.dup(1), os.memfd_create("oneccl")
+    os.dup2(heard, 1)
+    try:
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        with os.fdopen(heard, "r", encoding="utf-8", errors="replace") as lines:
+            lines.seek(0)
+            sys.stderr.writelines(line for line in lines if "CCL_LOG_LEVEL" not in line)
 
 
 def _variables(ccl: Ccl, seats: Seats) -> dict[str, str]:

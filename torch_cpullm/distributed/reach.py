@@ -9,7 +9,7 @@ TORCH_CPULLM_COMM asks for one of them; then nothing is timed.
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ OPENERS: Mapping[str, Opener] = {"shm": open_shm, "ccl": open_ccl, "gloo": open_
 SIZES = (8 << 10, 64 << 10, 512 << 10, 4 << 20)
 """Bytes that are timed: a row of a decode step to a prompt of some hundred tokens."""
 
-_CALLS = (20, 20, 8, 4)
+_CALLS = (60, 40, 12, 6)
 _LEAST_PATIENCE_S = 60.0  # ranks come to their first collective at different times
 _SWITCH = 0.8  # what another transport has to take of the time to be worth a change
 
@@ -90,17 +90,22 @@ def open_reach(rank: Rank, transport: Transport) -> Reach:
 def choose(seconds: Mapping[str, Sequence[float]]) -> list[tuple[str, int]]:
     """What carries which messages, by the time that SIZES take: (transport, bytes up to which), the last without end.
 
-    A change must pay: transports that are nearly as fast as each other take turns otherwise, as the noise has it.
+    The first one has them until another is clearly faster: transports that take nearly the same time would take turns,
+    as the noise has it.
     """
-    chosen: list[tuple[str, int]] = []
-    for index, size in enumerate(SIZES):
+    names = [next(iter(seconds))]
+    for index in range(len(SIZES)):
         best = min(seconds, key=lambda name: seconds[name][index])
+        pays = seconds[best][index] < _SWITCH * seconds[names[-1]][index]
+        names.append(best if pays else names[-1])
+    del names[0]
+    chosen: list[tuple[str, int]] = []
+    for index, name in enumerate(names):
         if not chosen:
-            chosen.append((best, size))
-        elif best != chosen[-1][0] and seconds[best][index] < _SWITCH * seconds[chosen[-1][0]][index]:
-            between = int((SIZES[index - 1] * size) ** 0.5)
-            chosen[-1] = (chosen[-1][0], between)
-            chosen.append((best, size))
+            chosen.append((name, SIZES[index]))
+        elif name != chosen[-1][0]:
+            chosen[-1] = (chosen[-1][0], int((SIZES[index - 1] * SIZES[index]) ** 0.5))
+            chosen.append((name, SIZES[index]))
     return chosen
 
 
@@ -136,15 +141,15 @@ def _routed(opened: Mapping[str, int]) -> Reach:
 
 
 def _seconds(group: int, size: int, calls: int) -> float:
-    """The median time of an all_reduce_ of `size` bytes."""
+    """The shortest time of an all_reduce_ of `size` bytes: what it takes when nobody else is on these CPUs."""
     x = torch.zeros(size // 4)
-    spent = []
+    least = math.inf
     barrier(group, _LEAST_PATIENCE_S)
     for _ in range(calls):
         begin = time.perf_counter()
         all_reduce_(x, group)
-        spent.append(time.perf_counter() - begin)
-    return statistics.median(spent)
+        least = min(least, time.perf_counter() - begin)
+    return least
 
 
 def _written(seconds: Sequence[float]) -> str:
