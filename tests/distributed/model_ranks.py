@@ -278,7 +278,7 @@ def parallel(rank, size, store):
     ids_BT, found = torch.arange(3, 27).view(2, 12), {}
     with world_of(rank, size, store, "shm") as world:
         for name, (config, fields) in PARALLEL.items():
-            model = torch_cpullm.optimize(tiny_model(config, fields), **HALVED)
+            model = torch_cpullm.optimize(tiny_model(config, fields), **KEPT)
             with torch.no_grad():
                 logits = model(ids_BT).logits
             tokens = model.generate(ids_BT, max_new_tokens=16, do_sample=False)

@@ -1,4 +1,4 @@
-"""Layers whose attention and MLP read the same hidden: against their definition, and against themselves cut otherwise."""
+"""Layers whose attention and MLP read the same hidden: against their definition, and themselves cut otherwise."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pre-normed decoder layers with attention and an MLP, one after the other or side by side, or why they do not match."""
+"""Pre-normed decoder layers with attention and an MLP, in turn or side by side, or why they do not match."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from torch_cpullm.detect.blocks import Mismatch, first_of, match_attention, match_mlp, match_norm, norm_bias, require_known
+from torch_cpullm.detect.blocks import (
+    Mismatch,
+    first_of,
+    match_attention,
+    match_mlp,
+    match_norm,
+    norm_bias,
+    require_known,
+)
 from torch_cpullm.detect.structure import LayerStructure
 
 _ATTENTIONS = ("self_attn", "attention", "self_attention")
@@ -54,12 +62,16 @@ def _find_norms(layer: nn.Module) -> _Norms:
         return _Norms(_FIRST_NORM, _SECOND_NORM, *_SANDWICH, parallel=False)
     if getattr(layer, _SECOND_NORM, None) is None:  # one norm can serve both halves only where both read its rows
         return _Norms(_FIRST_NORM, None, _FIRST_NORM, None, parallel=True)
-    return _Norms(_FIRST_NORM, None, _SECOND_NORM, None, parallel=getattr(layer, "use_parallel_residual", False) is True)
+    return _Norms(
+        _FIRST_NORM, None, _SECOND_NORM, None, parallel=getattr(layer, "use_parallel_residual", False) is True
+    )
 
 
 def _settings(module: nn.Module) -> tuple[str, ...]:
     """All but its place: a layer may leave something out, or do it otherwise, for no other sign than one of these."""
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str, type(None)))}
+    plain = {
+        name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str, type(None)))
+    }
     return tuple(f"{name}={plain[name]}" for name in sorted(plain) if name[0] != "_" and name not in _PLACE)
 
 

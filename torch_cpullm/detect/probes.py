@@ -16,7 +16,7 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class NormProbe:
-    """x / sqrt(mean(x^2) + eps) * (weight + offset), or `centred`: (x - mean) / sqrt(variance + eps) * weight + bias."""
+    """x / sqrt(mean(x^2) + eps) * (weight + offset); `centred`: (x - mean) / sqrt(variance + eps) * weight + bias."""
 
     eps: float
     offset: float

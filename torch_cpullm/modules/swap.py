@@ -116,14 +116,14 @@ def prove(model: nn.Module, plan: Plan) -> Plan:
         return plan
     for kind, layer in kinds.items():
         recorded: list[Call] = calls[layer.structure.path]
-        failure = _why_unproven(model, layer, recorded)
-        if failure is None:
+        fault = _why_unproven(model, layer, recorded)
+        if fault is None:
             continue
         # Some models have layers that leave rope out, and nothing else tells.
         if _why_unproven(model, replace(layer, structure=layer.structure.unrotated()), recorded) is None:
             plan = plan.unrotated(kind)
         else:
-            plan = plan.without(kind, failure)
+            plan = plan.without(kind, fault)
     return plan
 
 

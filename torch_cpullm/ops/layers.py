@@ -1,4 +1,4 @@
-"""All decoder layers of a step, one op (csrc/bindings/layers.cpp): the blocks of ops/block.py in turn, or in parallel."""
+"""All decoder layers of a step, one op (csrc/bindings/layers.cpp): blocks of ops/block.py in turn, or in parallel."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def decoder_layers(
 ) -> torch.Tensor:
     """What `attention_block` and `mlp_block` of each layer give, one after the other: [B, T, D], the same bits.
 
-    Of parallel layers it is hidden + (what the one adds to hidden + what the other adds), in float: rounded once a layer,
-    and where ranks share them once by each rank, which sends both as one.
+    Of parallel layers it is hidden + (what the one adds to hidden + what the other adds), in float: rounded once a
+    layer, and where ranks share them once by each rank, which sends both as one.
 
     Args:
         hidden_BTD: float32, bfloat16 or float16; rounded to that dtype after each block, or each parallel layer.

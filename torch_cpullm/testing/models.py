@@ -56,7 +56,10 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {**_SIZES, "num_hidden_layers": 4}),  # the fourth does not rotate
     "starcoder2": ("Starcoder2Config", {**_SIZES, "sliding_window": None}),
     "stablelm": ("StableLmConfig", _SIZES),
-    "gpt neox, sequential": ("GPTNeoXConfig", {**_OLD, **_FEW, "intermediate_size": 96, "use_parallel_residual": False}),
+    "gpt neox, sequential": (
+        "GPTNeoXConfig",
+        {**_OLD, **_FEW, "intermediate_size": 96, "use_parallel_residual": False},
+    ),
     "phi": ("PhiConfig", _SIZES),
     "gpt neox": ("GPTNeoXConfig", {**_OLD, **_FEW, "intermediate_size": 96}),
     "stablelm, parallel": ("StableLmConfig", {**_SIZES, "use_parallel_residual": True}),
