@@ -84,7 +84,7 @@ def tokens_of(model, rank=0):
 
 
 def bundled(rank, size, store, transport):
-    """Tokens and logits of the bundled model, its weights as they are; then tokens in INT8, whose sums differ a little."""
+    """Tokens and logits of the bundled model, its weights as they are; then in INT8, whose sums differ a little."""
     with world_of(rank, size, store, transport) as world:
         assert (world.rank, world.size) == (rank, size)
         model = torch_cpullm.optimize(bundled_model(), sampler="fused", **KEPT)
