@@ -175,10 +175,12 @@ def choose_layer(layer: LayerStructure, formats: dict[str, WeightFormat | None],
     fuse_mlp = mlp is not None and packed_together(mlp.path, mlp.gate_up) and packed_together(mlp.path, (mlp.down,))
     if config.attention == "keep":
         reason = "attention='keep'"
+    elif layer.parallel:  # one op computes both, or none
+        fuse_attention = fuse_mlp = fuse_attention and fuse_mlp
+        reason = "structure matches, " if fuse_attention else "its projections are not all packed in one format, "
+        reason += "attention and MLP in parallel"
     else:
         reason = "structure matches" if fuse_attention else "its projections are not all packed in one format"
-    if layer.parallel and fuse_attention != fuse_mlp:  # one op computes both, or none
-        fuse_attention = fuse_mlp = False
     return LayerPlan(layer, fuse_attention, fuse_mlp, reason)
 
 
