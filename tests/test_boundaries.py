@@ -36,7 +36,7 @@ RULES = {
     "only config.py reads the environment": (PYTHON, r"os\.environ|getenv", r"torch_cpullm/config.py"),
     "no model is named in the core": (
         PYTHON,
-        r"(?i)\b(llama|qwen|gemma|mistral|phi3)",
+        r"(?i)\b(llama|qwen|gemma|mistral|phi\d?\b|gpt.?neox|gpt.?j\b|falcon|cohere|stablelm|starcoder)",
         r"torch_cpullm/(benchmark|cli|demo|testing)/",
     ),
     "only bindings include torch": (CPP, r"#include <(ATen|torch|c10)", r"csrc/bindings/"),

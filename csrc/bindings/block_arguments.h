@@ -14,8 +14,9 @@ inline kernels::Gate parse_activation(c10::string_view activation) {
   if (activation == "silu") return kernels::Gate::silu;
   if (activation == "gelu_tanh") return kernels::Gate::gelu_tanh;
   if (activation == "gelu_erf") return kernels::Gate::gelu_erf;
-  TORCH_CHECK_VALUE(false, "activation: expected 'silu', 'gelu_tanh' or 'gelu_erf', got '", std::string(activation),
-                    "'");
+  if (activation == "relu") return kernels::Gate::relu;
+  TORCH_CHECK_VALUE(false, "activation: expected 'silu', 'gelu_tanh', 'gelu_erf' or 'relu', got '",
+                    std::string(activation), "'");
 }
 
 struct RopeTables {
@@ -37,18 +38,39 @@ inline RopeTables check_rope(const at::Tensor& cos, const at::Tensor& sin, int64
   return {as_floats(cos), as_floats(sin), rotary, cos.size(0) == 1 ? 0 : tokens * rotary};
 }
 
-// Holds a norm's gain alive while the op runs, and its copy where it is not contiguous.
+// What all norms of a layer have in common.
+struct NormCommon {
+  double eps, offset;
+  bool centred;
+};
+
+// Holds a norm's gain and bias alive while the op runs, and their copies where they are not contiguous.
 struct NormArgument {
-  at::Tensor gain;
+  at::Tensor gain, shift;
   drivers::Norm norm;
 
-  NormArgument(const std::optional<at::Tensor>& weight, int64_t width, double eps, double offset, const char* name) {
+  NormArgument(const OptionalTensor& weight, const OptionalTensor& bias, int64_t width, const NormCommon& common,
+               const char* name) {
+    TORCH_CHECK_VALUE(!bias || (weight && common.centred), name,
+                      "_bias: expected none without a centred norm, got one");
+    TORCH_CHECK_VALUE(!common.centred || common.offset == 0.0, "norm_offset: expected 0, since norms are centred, got ",
+                      common.offset);
     if (!weight) return;
     check_float(*weight, name);
     check_dims(*weight, 1, name, "[D]");
     check_size(*weight, 0, width, name, "[D]");
     gain = weight->contiguous();
-    norm = {elements_of(gain), static_cast<float>(eps), static_cast<float>(offset)};
+    norm.weight = elements_of(gain);
+    norm.eps = static_cast<float>(common.eps);
+    norm.offset = static_cast<float>(common.offset);
+    norm.centred = common.centred;
+    if (!bias) return;
+    const std::string bias_name = std::string(name) + "_bias";
+    check_type(*bias, weight->scalar_type(), bias_name.c_str());
+    TORCH_CHECK_VALUE(bias->sizes() == weight->sizes(), bias_name, ": expected the shape of ", name, ", ",
+                      weight->sizes(), ", got ", bias->sizes());
+    shift = bias->contiguous();
+    norm.bias = elements_of(shift);
   }
 };
 
@@ -77,8 +99,9 @@ class RanksArgument {
 struct AttentionTensors {
   at::TensorList qkv;
   at::Tensor output;
-  OptionalTensor input_norm, query_norm, key_norm, output_norm;
+  OptionalTensor input_norm, input_norm_bias, query_norm, key_norm, output_norm;
   at::Tensor pages;
+  bool rotates = true;
 };
 // And what all layers may have in common.
 struct AttentionCommon {
@@ -86,7 +109,9 @@ struct AttentionCommon {
   OptionalTensor mask;
   int64_t heads, kv_heads;
   layout::Format format;
-  double eps, norm_offset, scale, soft_cap;
+  NormCommon norm;
+  double scale, soft_cap;
+  bool qkv_in_groups, rope_pairs;
   const comm::Routes* ranks;
 };
 
@@ -111,11 +136,11 @@ class AttentionArguments {
 struct MlpTensors {
   at::TensorList gate_up;
   at::Tensor down;
-  OptionalTensor input_norm, output_norm;
+  OptionalTensor input_norm, input_norm_bias, output_norm;
 };
 struct MlpCommon {
   kernels::Gate activation;
-  double eps, norm_offset;
+  NormCommon norm;
   const comm::Routes* ranks;
 };
 
@@ -131,6 +156,11 @@ class MlpArguments {
   NormArgument before_, after_;
   drivers::MlpBlock block_;
 };
+
+// Of contiguous tensors [B, T, D] of one type.
+inline drivers::LayerRows layer_rows(const at::Tensor& hidden, const at::Tensor& out) {
+  return {elements_of(hidden), mutable_elements_of(out), hidden.size(0) * hidden.size(1), hidden.size(2)};
+}
 
 inline void check_hidden(const at::Tensor& hidden) {
   check_float(hidden, "hidden");

@@ -28,10 +28,12 @@ TORCH_LIBRARY(torch_cpullm, m) {
 
   // x[..., D] / rms(x) * (weight[D] + offset)
   m.def("rms_norm(Tensor x, Tensor weight, float eps, float offset) -> Tensor");
-  // x[B, T, H, C], cos and sin [B or 1, T, R], R <= C channels are rotated.
-  m.def("rope(Tensor x, Tensor cos, Tensor sin) -> Tensor");
-  // activation(gate) * up; activation: silu, gelu_tanh, gelu_erf.
-  m.def("gated(Tensor gate, Tensor up, str activation) -> Tensor");
+  // (x[..., D] - mean) / standard deviation * weight[D] + bias[D]
+  m.def("layer_norm(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor");
+  // x[B, T, H, C], cos and sin [B or 1, T, R], R <= C channels are rotated: i with i + R / 2, or pairs i, i + 1.
+  m.def("rope(Tensor x, Tensor cos, Tensor sin, bool pairs) -> Tensor");
+  // activation(gate) * up, or activation(gate); activation: silu, gelu_tanh, gelu_erf, relu.
+  m.def("gated(Tensor gate, Tensor? up, str activation) -> Tensor");
   // residual + (parts[0] + parts[1] + ...), summed in float in that order, rounded once to the residual's or parts'
   // type.
   m.def("sum_parts(Tensor[] parts, Tensor? residual) -> Tensor");
@@ -70,26 +72,31 @@ TORCH_LIBRARY(torch_cpullm, m) {
   m.def("slim_tokens() -> int", torch_cpullm::drivers::slim_tokens);
 
   // One half of a decoder layer each (drivers/blocks.h): hidden[B, T, D] -> [B, T, D], residual added. With a group
-  // (0: none) its ranks have a part of the weights each, and the whole output.
+  // (0: none) its ranks have a part of the weights each, and the whole output. centred: norms are layer_norm, else
+  // rms_norm. qkv_in_groups: each KV head's query heads, key and value side by side.
   m.def(
-      "attention_block(Tensor hidden, Tensor[] qkv, Tensor output, Tensor? input_norm, Tensor? query_norm, "
-      "Tensor? key_norm, Tensor? output_norm, Tensor cos, Tensor sin, Tensor(a!) pages, Tensor page_table, Tensor "
-      "past, "
-      "Tensor? mask, SymInt heads, SymInt kv_heads, str format, float eps, float norm_offset, float scale, "
-      "float soft_cap, int group) -> Tensor");
+      "attention_block(Tensor hidden, Tensor[] qkv, Tensor output, Tensor? input_norm, Tensor? input_norm_bias, "
+      "Tensor? query_norm, Tensor? key_norm, Tensor? output_norm, Tensor cos, Tensor sin, Tensor(a!) pages, "
+      "Tensor page_table, Tensor past, Tensor? mask, SymInt heads, SymInt kv_heads, str format, float eps, "
+      "float norm_offset, bool centred, float scale, float soft_cap, bool qkv_in_groups, bool rope_pairs, int group) "
+      "-> "
+      "Tensor");
   m.def(
-      "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? output_norm, str "
-      "activation, "
-      "float eps, float norm_offset, int group) -> Tensor");
+      "mlp_block(Tensor hidden, Tensor[] gate_up, Tensor down, Tensor? input_norm, Tensor? input_norm_bias, "
+      "Tensor? output_norm, str activation, float eps, float norm_offset, bool centred, int group) -> Tensor");
 
-  // attention_block and mlp_block of all layers in turn. Lists hold as many tensors for each layer, in the layers'
-  // order; a list of norms may be empty: no norm at this place.
+  // attention_block and mlp_block of all layers in turn; parallel: both of a layer's hidden, and their sum. Lists hold
+  // as many tensors for each layer, in the layers' order; a list of norms may be empty: no norm at this place.
+  // unrotated: layers whose queries and keys stay as they are.
   m.def(
-      "decoder_layers(Tensor hidden, Tensor[] qkv, Tensor[] output, Tensor[] attention_norm, Tensor[] query_norm, "
-      "Tensor[] key_norm, Tensor[] attention_output_norm, Tensor[] gate_up, Tensor[] down, Tensor[] mlp_norm, "
-      "Tensor[] mlp_output_norm, Tensor cos, Tensor sin, Tensor(a!)[] pages, Tensor page_table, Tensor past, "
-      "Tensor? mask, SymInt heads, SymInt kv_heads, str format, str activation, float eps, float norm_offset, "
-      "float scale, float soft_cap, int attention_group, int mlp_group) -> Tensor");
+      "decoder_layers(Tensor hidden, Tensor[] qkv, Tensor[] output, Tensor[] attention_norm, "
+      "Tensor[] attention_norm_bias, Tensor[] query_norm, Tensor[] key_norm, Tensor[] attention_output_norm, "
+      "Tensor[] gate_up, Tensor[] down, Tensor[] mlp_norm, Tensor[] mlp_norm_bias, Tensor[] mlp_output_norm, "
+      "Tensor cos, Tensor sin, int[] unrotated, Tensor(a!)[] pages, Tensor page_table, Tensor past, Tensor? mask, "
+      "SymInt heads, "
+      "SymInt kv_heads, str format, str activation, float eps, float norm_offset, bool centred, float scale, "
+      "float soft_cap, bool qkv_in_groups, bool rope_pairs, bool parallel, int attention_group, int mlp_group) -> "
+      "Tensor");
 
   // Between the ranks of a group (csrc/comm), which all call with the same shapes. all_reduce_: summed in float, in the
   // order of ranks, rounded once. all_gather: x -> [size, ...]. x is contiguous where it is written.
@@ -136,6 +143,7 @@ TORCH_LIBRARY_IMPL(torch_cpullm, CPU, m) {
   m.impl("linear", ops::linear);
   m.impl("embed", ops::embed);
   m.impl("rms_norm", ops::rms_norm);
+  m.impl("layer_norm", ops::layer_norm);
   m.impl("rope", ops::rope);
   m.impl("gated", ops::gated);
   m.impl("sum_parts", ops::sum_parts);

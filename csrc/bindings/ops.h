@@ -25,8 +25,9 @@ at::Tensor embed(const at::Tensor& ids, const at::Tensor& packed, at::ScalarType
 
 // rowwise.cpp
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, double offset);
-at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
-at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, c10::string_view activation);
+at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, double eps);
+at::Tensor rope(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool pairs);
+at::Tensor gated(const at::Tensor& gate, const OptionalTensor& up, c10::string_view activation);
 at::Tensor sum_parts(at::TensorList parts, const OptionalTensor& residual);
 
 // sample.cpp
@@ -51,25 +52,29 @@ at::Tensor slim_attention(const at::Tensor& query, const at::Tensor& key, const 
 
 // blocks.cpp
 at::Tensor attention_block(const at::Tensor& hidden, at::TensorList qkv, const at::Tensor& output,
-                           const OptionalTensor& input_norm, const OptionalTensor& query_norm,
-                           const OptionalTensor& key_norm, const OptionalTensor& output_norm, const at::Tensor& cos,
-                           const at::Tensor& sin, at::Tensor pages, const at::Tensor& page_table,
-                           const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
-                           c10::string_view format, double eps, double norm_offset, double scale, double soft_cap,
-                           int64_t group);
+                           const OptionalTensor& input_norm, const OptionalTensor& input_norm_bias,
+                           const OptionalTensor& query_norm, const OptionalTensor& key_norm,
+                           const OptionalTensor& output_norm, const at::Tensor& cos, const at::Tensor& sin,
+                           at::Tensor pages, const at::Tensor& page_table, const at::Tensor& past,
+                           const OptionalTensor& mask, int64_t heads, int64_t kv_heads, c10::string_view format,
+                           double eps, double norm_offset, bool centred, double scale, double soft_cap,
+                           bool qkv_in_groups, bool rope_pairs, int64_t group);
 at::Tensor mlp_block(const at::Tensor& hidden, at::TensorList gate_up, const at::Tensor& down,
-                     const OptionalTensor& input_norm, const OptionalTensor& output_norm, c10::string_view activation,
-                     double eps, double norm_offset, int64_t group);
+                     const OptionalTensor& input_norm, const OptionalTensor& input_norm_bias,
+                     const OptionalTensor& output_norm, c10::string_view activation, double eps, double norm_offset,
+                     bool centred, int64_t group);
 
 // layers.cpp
 at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::TensorList output,
-                          at::TensorList attention_norm, at::TensorList query_norm, at::TensorList key_norm,
-                          at::TensorList attention_output_norm, at::TensorList gate_up, at::TensorList down,
-                          at::TensorList mlp_norm, at::TensorList mlp_output_norm, const at::Tensor& cos,
-                          const at::Tensor& sin, at::TensorList pages, const at::Tensor& page_table,
+                          at::TensorList attention_norm, at::TensorList attention_norm_bias, at::TensorList query_norm,
+                          at::TensorList key_norm, at::TensorList attention_output_norm, at::TensorList gate_up,
+                          at::TensorList down, at::TensorList mlp_norm, at::TensorList mlp_norm_bias,
+                          at::TensorList mlp_output_norm, const at::Tensor& cos, const at::Tensor& sin,
+                          at::IntArrayRef unrotated, at::TensorList pages, const at::Tensor& page_table,
                           const at::Tensor& past, const OptionalTensor& mask, int64_t heads, int64_t kv_heads,
                           c10::string_view format, c10::string_view activation, double eps, double norm_offset,
-                          double scale, double soft_cap, int64_t attention_group, int64_t mlp_group);
+                          bool centred, double scale, double soft_cap, bool qkv_in_groups, bool rope_pairs,
+                          bool parallel, int64_t attention_group, int64_t mlp_group);
 
 // probe.cpp
 double probe_read_bandwidth(const at::Tensor& buffer, int64_t threads, int64_t repeats);

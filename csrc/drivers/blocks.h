@@ -9,36 +9,30 @@
 // Where ranks share a block, each has some of the heads or of gate's and up's columns, and so one term of what the
 // projection gives. It writes that straight into the memory of the transport, and the sum over all ranks is taken where
 // the residual is added (comm/group.h): one synchronisation for each half.
+//
+// In a layer whose halves read the same hidden, neither waits for the other, and their sum is one term:
+//
+//   hidden -> norm -> attention -> W_o x (+ residual) ----+
+//         \-> norm -> MLP      -> W_d x (+ residual) -> floats -> one part, one sum of ranks -> out
 #pragma once
 #include <vector>
 
-#include "comm/routes.h"
 #include "drivers/attention.h"
 #include "drivers/gated.h"
+#include "drivers/projection.h"
+#include "drivers/qkv_rows.h"
 #include "drivers/stage.h"
 
 namespace torch_cpullm::drivers {
 
-// x / rms(x) * (weight + offset); weight.data null: no norm at this place.
-struct Norm {
-  layout::ConstElements weight = {nullptr, layout::Element::f32};
-  float eps = 0.0f;
-  float offset = 0.0f;
-};
-
 struct AttentionBlock {
-  std::vector<layout::PackedView> qkv;  // q, k, v, or one fused weight with that order of rows
+  std::vector<layout::PackedView> qkv;  // q, k, v, or one fused weight with that order of rows, or in groups
   layout::PackedView output;
-  Norm input_norm, query_norm, key_norm, output_norm;
-  const float *cos, *sin;  // [batch or 1][tokens][rotary]
-  int64_t rotary, rope_batch_stride;
+  Norm input_norm, output_norm;
+  QkvRows rows;
   AttentionProblem attention;           // all but q and out, which the block provides
   const comm::Routes* ranks = nullptr;  // that share it; null: this one has all of it
 };
-
-// hidden[batch * tokens][model] -> out, same shape and type; may not overlap. The block has to outlive the stages.
-void add_stages(Stages& stages, const AttentionBlock& block, layout::ConstElements hidden, int64_t model,
-                layout::Elements out, int threads);
 
 struct MlpBlock {
   GatedWeights gated;
@@ -47,7 +41,19 @@ struct MlpBlock {
   const comm::Routes* ranks = nullptr;  // as above
 };
 
-void add_stages(Stages& stages, const MlpBlock& block, layout::ConstElements hidden, int64_t rows, int64_t model,
-                layout::Elements out, int threads);
+// The rows of a step, [batch * tokens][model]; out may not overlap hidden.
+struct LayerRows {
+  layout::ConstElements hidden;
+  layout::Elements out;  // of the same type
+  int64_t rows, model;
+};
+
+// The blocks have to outlive the stages.
+void add_stages(Stages& stages, const AttentionBlock& block, const LayerRows& rows, int threads);
+void add_stages(Stages& stages, const MlpBlock& block, const LayerRows& rows, int threads);
+// Both of one hidden, without norms behind them: out = hidden + (what the one gives + what the other gives), rounded
+// once, or by each rank once where ranks share one of them. `terms`: [rows][model], used while the stages run.
+void add_parallel_stages(Stages& stages, const AttentionBlock& attention, const MlpBlock& mlp, const LayerRows& rows,
+                         float* terms, int threads);
 
 }  // namespace torch_cpullm::drivers

@@ -32,7 +32,7 @@ GatedTiles::GatedTiles(const GatedWeights& weights, int64_t rows, int threads)
     : weights_(weights),
       threads_(threads),
       gate_(weights.gate_up.front(), rows, 0),
-      up_(weights.gate_up.back(), rows, weights.gate_up.size() == 1 ? weights.columns : 0),
+      up_(weights.gate_up.back(), rows, weights.gate_up.size() == 1 && weights.has_up() ? weights.columns : 0),
       grid_(grid_of(weights, rows)) {}
 
 bool GatedTiles::suit(const GatedWeights& weights, int64_t rows, int threads) {
@@ -56,8 +56,8 @@ void GatedTiles::hand_over(const Task& task, float* finished, const PreparedRows
   for (int64_t row = 0; row < count; row += kFinishedRows) {
     const Range rows{row, std::min(row + kFinishedRows, count)};
     gate_.panels.finish(gate_.columns(task), rows, task.gate, {floats(gate), width});
-    up_.panels.finish(up_.columns(task), rows, task.up, {floats(up), width});
-    kernels.gated(gate, up, weights_.gate, (rows.end - rows.begin) * width, gate);
+    if (weights_.has_up()) up_.panels.finish(up_.columns(task), rows, task.up, {floats(up), width});
+    kernels.gated(gate, weights_.has_up() ? up : nullptr, weights_.gate, (rows.end - rows.begin) * width, gate);
     for (int64_t r = rows.begin; r < rows.end; ++r)
       out.prepare(task.rows.begin + r, task.columns, floats(gate + (r - row) * width));
   }
@@ -74,7 +74,7 @@ void GatedTiles::run(const runtime::Team& team, const PreparedRows& x, const Pre
     // In turns: a run of K stays in L2 for both.
     for (int64_t run = 0; run < std::max(gate_.runs(), up_.runs()); ++run) {
       gate_.multiply(run, task, x, task.gate);
-      up_.multiply(run, task, x, task.up);
+      if (weights_.has_up()) up_.multiply(run, task, x, task.up);
     }
     hand_over(task, finished_ + team.rank * 2 * kFinishedRows * kTaskColumns, out);
   }
@@ -98,7 +98,8 @@ void GatedStreams::run(const runtime::Team& team, const PreparedRows& x, const P
   const Range columns = shared ? out.share(team) : Range{0, weights_.columns};
   for (int64_t row = mine.begin; row < mine.end; ++row) {
     float* gate = gates_ + row * stride + columns.begin;
-    kernels.gated(gate, gate + weights_.columns, weights_.gate, columns.end - columns.begin, gate);
+    kernels.gated(gate, weights_.has_up() ? gate + weights_.columns : nullptr, weights_.gate,
+                  columns.end - columns.begin, gate);
     out.prepare(row, columns, floats(gate));
   }
 }

@@ -1,5 +1,5 @@
-// The inner values of an MLP, act(x * gate) * (x * up), as prepared rows of the product that follows. Two ways to the
-// same bits.
+// The inner values of an MLP, act(x * gate) * (x * up), as prepared rows of the product that follows; act(x * gate)
+// where there is no up. Two ways to the same bits.
 //
 // GatedTiles, where rows are many. A task takes 256 columns of gate and of up, which are whole blocks of prepared rows
 // in every format, and a block of rows of x:
@@ -22,9 +22,11 @@
 namespace torch_cpullm::drivers {
 
 struct GatedWeights {
-  std::vector<layout::PackedView> gate_up;  // gate and up, or one fused weight with that order of rows
+  std::vector<layout::PackedView> gate_up;  // gate and up, one fused weight with that order of rows, or gate alone
   kernels::Gate gate;
   int64_t columns;  // of gate, and of up
+
+  bool has_up() const { return gate_up.size() == 2 || gate_up.front().columns == 2 * columns; }
 };
 
 class GatedTiles {

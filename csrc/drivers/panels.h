@@ -15,15 +15,15 @@
 
 namespace torch_cpullm::drivers {
 
-// Where a product goes: out[row * stride + n] = product (+ add[row * stride + n], of out's type).
+// Where a product goes: out[row * stride + n] = product (+ add[row * stride + n]).
 struct Destination {
   layout::Elements out;
   int64_t stride;
-  const void* add = nullptr;
+  layout::ConstElements add = {nullptr, layout::Element::f32};  // null: nothing
 
   Destination from(int64_t row, int64_t column) const {
     const int64_t at = row * stride + column;
-    return {out.from(at), stride, add ? layout::ConstElements{add, out.type}.from(at).data : nullptr};
+    return {out.from(at), stride, add.data ? add.from(at) : add};
   }
 };
 

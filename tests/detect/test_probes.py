@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_cpullm.detect.probes import probe_activation, probe_norm
+from torch_cpullm.detect.probes import NormProbe, probe_activation, probe_norm, probe_rope
 
 
 class Rms(nn.Module):
@@ -30,6 +30,31 @@ def test_rms_norms_are_found_with_their_numbers(eps, offset):
     assert (probe.eps, probe.offset, probe.width) == (eps, offset, 24)
 
 
+@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norms_are_found(eps, bias):
+    module = nn.LayerNorm(24, eps=eps, bias=bias)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    assert probe_norm(module) == NormProbe(eps, 0.0, 24, centred=True)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_angles_are_looked_at(pairs):
+    class Angles(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inv_freq = torch.logspace(0, -3, 8)
+
+        def forward(self, x, position_ids):
+            angles = position_ids[..., None] * self.inv_freq
+            angles = angles.repeat_interleave(2, -1) if pairs else angles.repeat(1, 1, 2)
+            return angles.cos(), angles.sin()
+
+    assert probe_rope(Angles()) is pairs
+    assert probe_rope(nn.Linear(2, 2)) is None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_norms(dtype):
     probe = probe_norm(Rms(1e-6, 1, dtype))
@@ -37,7 +62,9 @@ def test_half_precision_norms(dtype):
     assert probe.offset == 1
 
 
-@pytest.mark.parametrize("module", [nn.LayerNorm(24), nn.Linear(24, 24), nn.Identity(), nn.Embedding(4, 4)])
+@pytest.mark.parametrize(
+    "module", [nn.LayerNorm(24, elementwise_affine=False), nn.Linear(24, 24), nn.Identity(), nn.Embedding(4, 4)]
+)
 def test_others_are_not(module):
     assert probe_norm(module) is None
 
@@ -48,7 +75,8 @@ def test_others_are_not(module):
         (nn.SiLU(), "silu"),
         (nn.GELU(), "gelu_erf"),
         (nn.GELU(approximate="tanh"), "gelu_tanh"),
-        (nn.ReLU(), None),
+        (nn.ReLU(), "relu"),
+        (nn.Softplus(), None),
         (lambda x: x * torch.sigmoid(1.702 * x), None),
         (lambda x: x.sum(), None),
         (None, None),

@@ -84,7 +84,7 @@ def tokens_of(model, rank=0):
 
 
 def bundled(rank, size, store, transport):
-    """Tokens and logits of the bundled model, its weights as they are; then tokens in INT8, whose sums differ."""
+    """Tokens and logits of the bundled model, its weights as they are; then in INT8, whose sums differ a little."""
     with world_of(rank, size, store, transport) as world:
         assert (world.rank, world.size) == (rank, size)
         model = torch_cpullm.optimize(bundled_model(), sampler="fused", **KEPT)
@@ -249,9 +249,38 @@ def counted(rank, size, store):
     """How many collectives one token more takes."""
     with world_of(rank, size, store, "shm") as world:
         model = torch_cpullm.optimize(bundled_model())
-        rounds = []
-        for tokens in (20, 21):
-            before = comm.group_info(world.group).collectives
-            model.generate(**prompt(), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-            rounds.append(comm.group_info(world.group).collectives - before)
-        return rounds[1] - rounds[0], len(model.model.layers)
+        return collectives_of_a_token(model, world.group, **prompt()), len(model.model.layers)
+
+
+def collectives_of_a_token(model, group, **inputs):
+    rounds = []
+    for tokens in (20, 21):
+        before = comm.group_info(group).collectives
+        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        rounds.append(comm.group_info(group).collectives - before)
+    return rounds[1] - rounds[0]
+
+
+FEW_HEADS = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}  # that two ranks cannot share
+PARALLEL = {
+    name: (config, {**WHOLE["phi"][1], **fields})
+    for name, config, fields in (
+        ("both halves", "PhiConfig", {"intermediate_size": 256}),
+        ("attention", "PhiConfig", {"intermediate_size": 96}),
+        ("MLP", "CohereConfig", {"intermediate_size": 256, **FEW_HEADS}),
+        ("neither", "CohereConfig", {"intermediate_size": 96, **FEW_HEADS}),
+    )
+}
+
+
+def parallel(rank, size, store):
+    """Models with parallel layers, by what ranks share of them: logits, tokens, and collectives of one token."""
+    ids_BT, found = torch.arange(3, 27).view(2, 12), {}
+    with world_of(rank, size, store, "shm") as world:
+        for name, (config, fields) in PARALLEL.items():
+            model = torch_cpullm.optimize(tiny_model(config, fields), **KEPT)
+            with torch.no_grad():
+                logits = model(ids_BT).logits
+            tokens = model.generate(ids_BT, max_new_tokens=16, do_sample=False)
+            found[name] = (logits, tokens, collectives_of_a_token(model, world.group, input_ids=ids_BT))
+    return found

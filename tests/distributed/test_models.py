@@ -108,6 +108,26 @@ def test_a_rank_that_fails_in_generate_is_named(fate, transport):
         assert seconds < model_ranks.SHORT_S + 2
 
 
+@pytest.fixture(scope="module")
+def parallel():
+    return run_ranks(model_ranks.parallel, 2)
+
+
+@pytest.mark.parametrize("name", model_ranks.PARALLEL)
+def test_one_synchronisation_a_parallel_layer(name, parallel):
+    """Whichever half the ranks share; none where they share neither. And three for each token, as above."""
+    model = tiny_model(*model_ranks.PARALLEL[name])
+    ids_BT = torch.arange(3, 27).view(2, 12)
+    with torch.no_grad():
+        expected = model(ids_BT).logits
+    tokens = model.generate(ids_BT, max_new_tokens=16, do_sample=False)
+    for logits, ids, more in (found[name] for found in parallel):
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        assert torch.equal(logits, parallel[0][name][0])
+        assert torch.equal(ids, tokens)
+        assert more == 3 + (0 if name == "neither" else len(model.model.layers))
+
+
 def test_two_synchronisations_a_layer():
     """And three for each token: candidates, the choice, and whether to stop."""
     for more, layers in run_ranks(model_ranks.counted, 2):

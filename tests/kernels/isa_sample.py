@@ -33,6 +33,8 @@ def hard(*shape):
     return guarded(x)
 
 
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu_erf", "relu")
+
 # Rows, columns, depth: no whole tile of anything, and with AMX a pair of tiles, one, and less than one.
 SHAPES = [(1, 65, 300), (5, 64, 257), (7, 130, 31), (13, 1, 1), (17, 66, 300), (62, 9, 256), (145, 70, 520)]
 
@@ -60,10 +62,14 @@ def sample():
         out[f"pack of {dtype}"] = linear.pack(guarded(hard(65, 300).to(dtype)), None, INT4)
     for width in (1, 16, 50, 100):
         out[f"rms_norm {width}"] = rowwise.rms_norm(hard(4, width), plain(width), 1e-6, 1.0)
-        for activation in ("silu", "gelu_tanh", "gelu_erf"):
+        out[f"layer_norm {width}"] = rowwise.layer_norm(hard(4, width), plain(width), plain(width))
+        out[f"layer_norm without bias {width}"] = rowwise.layer_norm(hard(4, width), plain(width))
+        for activation in ACTIVATIONS:
             out[f"gated {activation} {width}"] = rowwise.gated(hard(4, width) * 9, hard(4, width), activation)
+            out[f"activation {activation} {width}"] = rowwise.gated(hard(4, width) * 9, None, activation)
     angles = plain(2, 1, 6, 34)
     out["rope"] = rowwise.rope(hard(2, 6, 3, 48), *angles)
+    out["rope of pairs"] = rowwise.rope(hard(2, 6, 3, 48), *angles, pairs=True)
     for format in ("f32", "bf16", "int8"):
         for tokens, past, heads, channels in ((1, 0, 4, 16), (1, 299, 6, 80), (40, 60, 2, 32), (19, 0, 8, 64)):
             key, value = plain(2, 2, past + tokens, 2, channels)
@@ -112,7 +118,8 @@ def sample_bad_rows():
             paged_attention(plain(1, 40, 2, 16), filled_pages(key, value, torch.zeros(1), format), 0.25),
         )
     yield "rms_norm", rowwise.rms_norm(x, plain(300), 1e-6)
-    for activation in ("silu", "gelu_tanh", "gelu_erf"):
+    yield "layer_norm", rowwise.layer_norm(x, plain(300), plain(300))
+    for activation in ACTIVATIONS:
         yield activation, rowwise.gated(x, x, activation)
 
 

@@ -7,6 +7,7 @@ import torch
 
 import torch_cpullm
 from torch_cpullm.modules.attention import calls
+from torch_cpullm.ops import block
 from torch_cpullm.testing.models import ATTENTION_ONLY, LEFT_ALONE, WHOLE, tiny_model
 
 MATCHING = {**WHOLE, **ATTENTION_ONLY}
@@ -70,11 +71,13 @@ def test_what_does_not_match_is_left_alone(family):
 
 def test_reasons_are_the_true_ones():
     reasons = {}
-    for family in ("granite", "olmo2", "gpt-oss", "llama, head size 24"):
+    for family in ("granite", "olmo2", "gpt-oss", "llama, head size 24", "phi, head norms", "cohere, head norms"):
         ours = torch_cpullm.optimize(tiny_model(*LEFT_ALONE[family]), "keep", "keep")
         reasons[family] = " ".join(row.reason for row in torch_cpullm.explain(ours).left_alone)
     assert "differs from the original's" in reasons["granite"]  # its residual multiplier is found by computing
-    assert "does not compute an RMS norm" in reasons["olmo2"]
+    assert "does not compute an RMS or a layer norm" in reasons["olmo2"]
+    assert "q_layernorm (LayerNorm) plays no part that is known" in reasons["phi, head norms"]
+    assert "q_norm (CohereLayerNorm) does not compute" in reasons["cohere, head norms"]  # gains of each head
     assert "attention sinks" in reasons["gpt-oss"]
     assert "head size 24" in reasons["llama, head size 24"]
 
@@ -117,6 +120,21 @@ def test_hidden_differences_are_found():
     assert fused(ours) == []
     prompt = padded_prompt()
     assert torch.equal(tokens(ours, prompt), tokens(stock, prompt))
+
+
+@pytest.mark.parametrize("family", ["smollm3", "cohere2"])
+def test_layers_that_do_not_rotate_are_found(family):
+    """They look like their neighbours, but for one setting."""
+    ours = torch_cpullm.optimize(tiny_model(*WHOLE[family]), "keep", "keep")
+    assert [layer._cpullm.structure.attention.rotates for layer in ours.model.layers] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("family", ["phi", "gpt neox", "stablelm, parallel", "cohere", "cohere2"])
+def test_parallel_layers_are_one_op(family, monkeypatch):
+    ours = torch_cpullm.optimize(tiny_model(*WHOLE[family]), "keep", "keep")
+    monkeypatch.setattr(block, "attention_block", None)
+    monkeypatch.setattr(block, "mlp_block", None)
+    logits(ours, padded_prompt())
 
 
 def test_gpt_oss_sinks_are_attended_to():

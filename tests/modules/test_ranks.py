@@ -16,7 +16,8 @@ from torch_cpullm.api import optimize_by
 from torch_cpullm.config import Config
 from torch_cpullm.modules import layer as fused
 from torch_cpullm.modules.linear import PackedLinear
-from torch_cpullm.ops import block
+from torch_cpullm.ops import block, layers
+from torch_cpullm.ops.attention import KvPages
 from torch_cpullm.ops.rowwise import rms_norm
 from torch_cpullm.plan import Shard
 from torch_cpullm.testing.models import tiny_model
@@ -83,13 +84,16 @@ class Ranks:
     def _joined(self):
         heads = [model.get_output_embeddings() for model in self.models]
         handles = [head.register_forward_hook(self._join_logits) for head in heads if isinstance(head, PackedLinear)]
-        before = block.attention_block, block.mlp_block, fused.FusedLayer.stack
+        before = block.attention_block, block.mlp_block, layers.decoder_layers
+        ways = fused.stack_layers, fused.FusedLayer.stack
         try:
-            block.attention_block, block.mlp_block = self._attention, self._mlp
+            block.attention_block, block.mlp_block, layers.decoder_layers = self._attention, self._mlp, self._parallel
+            fused.stack_layers = lambda weights, numbers: (weights, numbers)
             fused.FusedLayer.stack = staticmethod(lambda _: None)
             yield
         finally:
-            block.attention_block, block.mlp_block, fused.FusedLayer.stack = before
+            block.attention_block, block.mlp_block, layers.decoder_layers = before
+            fused.stack_layers, fused.FusedLayer.stack = ways
             for handle in handles:
                 handle.remove()
 
@@ -103,6 +107,13 @@ class Ranks:
     def _mlp(self, hidden, weights, *others):
         return self._sum(_mlp_block, hidden, weights, others, self._share().columns is not None)
 
+    def _parallel(self, hidden, stack, rope, kv, mask):
+        """One layer whose halves read the same hidden."""
+        (weights,), numbers = stack
+        pages = KvPages(kv.pages[0], *kv[1:])
+        after = self._attention(hidden, weights.attention, rope, pages, mask, numbers.attention, numbers.norm)
+        return after + self._mlp(hidden, weights.mlp, numbers.activation, numbers.norm) - hidden
+
     def _sum(self, run, hidden, weights, others, shared):
         """A norm of the output stands behind the sum, since it needs all of it."""
         if not shared:
@@ -110,7 +121,8 @@ class Ranks:
         term = run(hidden, weights._replace(output_norm_D=None), *others) - hidden
         total = torch.stack(self._meeting.exchange(self._rank.value, term)).sum(0)
         if weights.output_norm_D is not None:
-            total = rms_norm(total, weights.output_norm_D, others[-1].eps, others[-1].offset)
+            norm = next(each for each in others if isinstance(each, block.NormNumbers))
+            total = rms_norm(total, weights.output_norm_D, norm.eps, norm.offset)
         return hidden + total
 
     def _join_logits(self, head, _, logits):
@@ -145,6 +157,11 @@ FAMILIES = {
     "gemma2": ("Gemma2Config", {**SIZES, "sliding_window": 8, "query_pre_attn_scalar": 16}),
     "gemma3": ("Gemma3TextConfig", {**SIZES, "sliding_window": 8, "query_pre_attn_scalar": 16}),
     "mixtral": ("MixtralConfig", {**SIZES, "num_local_experts": 4}),
+    "starcoder2": ("Starcoder2Config", {**SIZES, "sliding_window": None}),
+    "phi": ("PhiConfig", SIZES),
+    "phi, two KV heads": ("PhiConfig", {**SIZES, "num_attention_heads": 12, "num_key_value_heads": 2}),
+    "gpt neox": ("GPTNeoXConfig", SIZES),
+    "cohere": ("CohereConfig", SIZES),
 }
 KEEP = Config(weights="keep", kv_cache="keep")
 IDS = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -171,7 +188,7 @@ def test_the_terms_of_all_ranks_are_the_whole(family, size):
         assert (got - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("family", ["llama, one KV head", "qwen3", "phi3", "gemma2"])
+@pytest.mark.parametrize("family", ["llama, one KV head", "qwen3", "phi3", "gemma2", "phi", "gpt neox", "cohere"])
 def test_every_rank_generates_the_tokens_of_one(family):
     """Each with the pages of its own KV heads."""
     stock = tiny_model(*FAMILIES[family])

@@ -81,7 +81,12 @@ def layers(**changes):
         torch.ones(64),
         None,
     )
-    numbers = ops_layers.LayerNumbers(block.AttentionNumbers(4, 2, 0.2, 0.0), block.NormNumbers(1e-6, 0.0), "silu")
+    numbers = ops_layers.LayerNumbers(
+        block.AttentionNumbers(4, 2, 0.2, 0.0, qkv_in_groups=changes.pop("qkv_in_groups", False)),
+        changes.pop("norm", block.NormNumbers(1e-6, 0.0)),
+        "silu",
+        parallel=changes.pop("parallel", False),
+    )
     stack = ops_layers.stack_layers([ops_layers.LayerWeights(one, other)] * changes.pop("count", 2), numbers)
     lists = list(stack.lists)
     for index, tensors in changes.pop("lists", {}).items():
@@ -89,7 +94,7 @@ def layers(**changes):
     rope = changes.pop("rope", (torch.ones(1, 1, 32),) * 2)
     pages = [kv().pages for _ in range(changes.pop("pages", 2))]
     return ops_layers.decoder_layers(
-        torch.randn(2, 1, 64), ops_layers.LayerStack(tuple(lists), numbers), rope,
+        torch.randn(2, 1, 64), ops_layers.LayerStack(tuple(lists), numbers, changes.pop("unrotated", ())), rope,
         ops_layers.KvLayers(pages, *kv()[1:]), None,
     )  # fmt: skip
 
@@ -165,13 +170,17 @@ CASES = {
     ),
     "norm width": (lambda: rowwise.rms_norm(X, torch.ones(63), 1e-6), ValueError, "x"),
     "norm rank": (lambda: rowwise.rms_norm(X, torch.ones(1, 64), 1e-6), ValueError, "weight"),
+    "layer norm width": (lambda: rowwise.layer_norm(X, torch.ones(63)), ValueError, "x"),
+    "layer norm rank": (lambda: rowwise.layer_norm(X, torch.ones(1, 64)), ValueError, "weight"),
+    "layer norm bias": (lambda: rowwise.layer_norm(X, torch.ones(64), torch.ones(63)), ValueError, "bias"),
+    "layer norm bias dtype": (lambda: rowwise.layer_norm(X, torch.ones(64), torch.ones(64).half()), TypeError, "bias"),
     "rope rank": (lambda: rowwise.rope(X, X, X), ValueError, "x"),
     "rope tables": (lambda: rowwise.rope(query(), torch.ones(2, 1, 32), torch.ones(2, 1, 16)), ValueError, "sin"),
     "rope tokens": (lambda: rowwise.rope(query(), torch.ones(2, 3, 32), torch.ones(2, 3, 32)), ValueError, "cos"),
     "rope odd": (lambda: rowwise.rope(query(), torch.ones(2, 1, 7), torch.ones(2, 1, 7)), ValueError, "cos"),
     "rope too wide": (lambda: rowwise.rope(query(), torch.ones(2, 1, 34), torch.ones(2, 1, 34)), ValueError, "cos"),
     "gate shapes": (lambda: rowwise.gated(X, X[:1], "silu"), ValueError, "up"),
-    "gate name": (lambda: rowwise.gated(X, X, "relu"), ValueError, "activation"),
+    "gate name": (lambda: rowwise.gated(X, X, "swish"), ValueError, "activation"),
     "head size": (lambda: attention.layer_bytes(2, 20, "int8"), ValueError, "head size.*16.*got 20"),
     "head size of a query": (lambda: attend(kv(), query(2, 1, 4, 20)), ValueError, "head size"),
     "head size too large": (lambda: attention.layer_bytes(1, 272, "f32"), ValueError, "head size"),
@@ -235,7 +244,24 @@ CASES = {
         ValueError,
         "attention_norm: expected one for each of 2 layers, or none, got 1",
     ),
-    "layers, down": (lambda: layers(lists={7: []}), ValueError, "down: expected one for each of 2 layers, got 0"),
+    "layers, down": (lambda: layers(lists={8: []}), ValueError, "down: expected one for each of 2 layers, got 0"),
+    "layers, unrotated": (lambda: layers(unrotated=(2,)), ValueError, "unrotated: expected .* 2 layers, got 2"),
+    "layers, a bias": (
+        lambda: layers(lists={3: [torch.zeros(64)] * 2}),
+        ValueError,
+        "input_norm_bias: expected none without a centred norm",
+    ),
+    "layers, parallel": (
+        lambda: layers(parallel=True, lists={6: [torch.ones(64)] * 2}),
+        ValueError,
+        "attention_output_norm .*: expected none, since the layers are parallel",
+    ),
+    "layers, offset": (lambda: layers(norm=block.NormNumbers(1e-6, 1.0, True)), ValueError, "norm_offset: expected 0"),
+    "layers, groups": (
+        lambda: layers(qkv_in_groups=True, lists={0: [linear.pack(torch.randn(128, 64), None, INT8)] * 4}),
+        ValueError,
+        "qkv: expected one fused weight",
+    ),
     "layers, pages": (lambda: layers(pages=1), ValueError, "pages: expected one for each of 2 layers, got 1"),
     "layers, cos": (lambda: layers(rope=(torch.ones(1, 1, 32).int(), torch.ones(1, 1, 32))), TypeError, "cos"),
     "mlp halves": (

@@ -167,7 +167,7 @@ def test_strided_half_and_closed_inputs(dtype):
     hidden = torch.randn(9, 2, D).to(dtype)
     strided, plain = hidden.transpose(0, 1), hidden.transpose(0, 1).contiguous()
     wide = run_attention(plain.float(), dense, weights, empty_pages(2, 9, G, C, "int8"), tables).to(dtype)
-    closed = ops.AttentionWeights(*([guarded(x) for x in weights.qkv], *map(guarded, list(weights)[1:])))
+    closed = ops.AttentionWeights(*([guarded(x) for x in weights.qkv], *map(guarded, list(weights)[1:-1])))
     for x, w in ((strided, weights), (plain, weights), (guarded(plain), closed)):
         kv = empty_pages(2, 9, G, C, "int8")
         got = run_attention(x, dense, w, kv._replace(pages=guarded(kv.pages[:-1])), tuple(map(guarded, tables)))

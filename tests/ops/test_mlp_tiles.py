@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from torch_cpullm.ops.block import MlpWeights, NormNumbers, mlp_block
-from torch_cpullm.ops.linear import linear, pack
+from torch_cpullm.ops.linear import linear, pack, packed_info
 from torch_cpullm.ops.rowwise import gated, rms_norm
 from torch_cpullm.testing.formats import EACH_KERNEL, FORMATS
 from torch_cpullm.testing.guard import guarded
@@ -18,16 +18,19 @@ ROWS = 600
 NUMBERS = NormNumbers(1e-6, 0.0)
 
 
-def random_mlp(model, ffn, formats, *, fused=False, bias=False, multiplier=False):
-    """Weights of gate, up and down in the three `formats`; where gate and up are fused they share the first."""
+def random_mlp(model, ffn, formats, *, fused=False, bias=False, multiplier=False, gate=True):
+    """Weights of gate, up and down in the three `formats`; where gate and up are fused they share the first.
+
+    Without a gate there are up and down, in the first and in the last.
+    """
 
     def draw(outputs, inputs):
         bias_N = torch.randn(outputs) if bias else None
         return torch.randn(outputs, inputs) / 8, bias_N, torch.rand(inputs) + 0.5 if multiplier else None
 
     *formats_of_halves, format_of_down = (FORMATS[name] for name in formats)
-    weight, bias_N, multiplier_K = draw(2 * ffn, model)
-    halves = [slice(None)] if fused else [slice(ffn), slice(ffn, None)]
+    weight, bias_N, multiplier_K = draw((1 + gate) * ffn, model)
+    halves = [slice(None)] if fused or not gate else [slice(ffn), slice(ffn, None)]
     gate_up = [
         pack(weight[half], bias_N[half] if bias else None, format, multiplier_K)
         for half, format in zip(halves, formats_of_halves, strict=False)
@@ -39,7 +42,10 @@ def random_mlp(model, ffn, formats, *, fused=False, bias=False, multiplier=False
 def by_parts(hidden, weights, activation):
     """The block as its definition reads, each step an op of its own."""
     x = rms_norm(hidden, weights.input_norm_D, NUMBERS.eps)
-    gate, up = torch.cat([linear(x, weight) for weight in weights.gate_up], -1).chunk(2, -1)
+    inner = torch.cat([linear(x, weight) for weight in weights.gate_up], -1)
+    if inner.shape[-1] == packed_info(weights.down).in_features:
+        return hidden + linear(gated(inner, None, activation), weights.down)
+    gate, up = inner.chunk(2, -1)
     return hidden + linear(gated(gate.contiguous(), up.contiguous(), activation), weights.down)
 
 
@@ -52,6 +58,16 @@ def test_is_its_parts_bit_for_bit(format, ffn):
     for threads in (1, 2, 3, 4):
         torch.set_num_threads(threads)
         assert torch.equal(mlp_block(hidden, weights, "silu", NUMBERS), expected)
+
+
+@pytest.mark.parametrize("format", EACH_KERNEL)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu_erf", "relu"])
+def test_nothing_is_gated(format, activation):
+    weights, hidden = random_mlp(48, 2001, [format] * 3, gate=False, bias=True), torch.randn(1, ROWS, 48)
+    expected = by_parts(hidden, weights, activation)
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        assert torch.equal(mlp_block(hidden, weights, activation, NUMBERS), expected)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu_erf"])

@@ -26,8 +26,8 @@ def arguments():
     q, k = torch.randn(2, 2, 4, 32), torch.randn(2, 2, 2, 32)
     rope = torch.ones(2, 2, 32)
     qkv = [pack(torch.randn(256, 64), None, INT8)]
-    attention = (torch.randn(2, 2, 64), qkv, pack(torch.randn(64, 128), None, INT8), torch.ones(64), None, None, None)
-    numbers = (4, 2, "int8", 1e-6, 0.0, 0.2, 0.0)
+    attention = (torch.randn(2, 2, 64), qkv, pack(torch.randn(64, 128), None, INT8), torch.ones(64), *[None] * 4)
+    numbers = (4, 2, "int8", 1e-6, 0.0, False, 0.2, 0.0, False, False)
     gate_up = [pack(torch.randn(32, 64), None, INT8)] * 2
     down, norm = pack(torch.randn(64, 32), None, INT8), torch.ones(64)
     return {
@@ -37,7 +37,8 @@ def arguments():
         "linear": (torch.randn(3, 64), PACKED),
         "slice_packed": (PACKED, [0, 5, 7, 64], 0, 32, True),
         "rms_norm": (torch.randn(3, 8), torch.ones(8), 1e-6, 0.0),
-        "rope": (q, rope, rope),
+        "layer_norm": (torch.randn(3, 8), torch.ones(8), torch.ones(8), 1e-6),
+        "rope": (q, rope, rope, False),
         "gated": (torch.randn(3, 8), torch.randn(3, 8), "silu"),
         "sum_parts": ([torch.randn(3, 8), torch.randn(3, 8)], torch.randn(3, 8).bfloat16()),
         "all_reduce_": (torch.randn(3, 8), ALONE),
@@ -49,26 +50,27 @@ def arguments():
         "paged_attention": (q, pages(), TABLE, PAST, None, None, None, None, 2, "int8", 0.2, 0.0, 0),
         "slim_attention": (q, k, k, None, None, None, 0.2, 0.0, 0),
         "attention_block": (*attention, rope, rope, pages(), TABLE, PAST, None, *numbers, ALONE),
-        "mlp_block": (torch.randn(2, 2, 64), gate_up, down, norm, None, "silu", 1e-6, 0.0, ALONE),
+        "mlp_block": (torch.randn(2, 2, 64), gate_up, down, norm, norm, None, "relu", 1e-6, 0.0, True, ALONE),
         "decoder_layers": (
             torch.randn(2, 2, 64),
             qkv * 2,
             [attention[2]] * 2,
             [norm] * 2,
-            [],
-            [],
-            [],
+            [norm] * 2,
+            *([], [], []),
             gate_up * 2,
             [down] * 2,
+            [norm] * 2,
             [norm] * 2,
             [],
             rope,
             rope,
+            [1],
             [pages(), pages()],
             TABLE,
             PAST,
             None,
-            *(4, 2, "int8", "silu", 1e-6, 0.0, 0.2, 0.0, ALONE, ALONE),
+            *(4, 2, "int8", "silu", 1e-6, 0.0, True, 0.2, 0.0, False, True, True, ALONE, ALONE),
         ),
     }
 

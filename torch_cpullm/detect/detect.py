@@ -7,7 +7,9 @@ from typing import get_args
 import torch
 from torch import nn
 
-from torch_cpullm.detect.layers import Mismatch, find_candidates, match_layer
+from torch_cpullm.detect.blocks import Mismatch
+from torch_cpullm.detect.layers import find_candidates, match_layer
+from torch_cpullm.detect.probes import probe_rope
 from torch_cpullm.detect.structure import (
     Dtype,
     EmbeddingStructure,
@@ -91,10 +93,15 @@ def detect(model: nn.Module) -> Structure:
     linears, findings = _find_linears(model)
     packable = {linear.path for linear in linears}
     candidates = find_candidates(model)
+    rope_pairs = any(probe_rope(module) for module in model.modules())
     for candidate in candidates:
         try:
-            layer, mlp_reason = match_layer(candidate)
+            layer, mlp_reason = match_layer(candidate, rope_pairs)
             parts = [*(f"{layer.attention.path}.{name}" for name in (*layer.attention.qkv, layer.attention.output))]
+            if layer.parallel and layer.mlp is None:
+                raise Mismatch(f"its MLP, which runs beside attention: {mlp_reason}")
+            if layer.parallel and layer.mlp is not None:
+                parts += [f"{layer.mlp.path}.{name}" for name in (*layer.mlp.gate_up, layer.mlp.down)]
             missing = [part for part in parts if f"{candidate.path}.{part}" not in packable]
             if missing:
                 raise Mismatch(f"{missing[0]} cannot be packed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +16,18 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class NormProbe:
-    """x / sqrt(mean(x^2) + eps) * (weight + offset)."""
+    """x / sqrt(mean(x^2) + eps) * (weight + offset); `centred`: (x - mean) / sqrt(variance + eps) * weight + bias."""
 
     eps: float
     offset: float
     width: int
+    centred: bool
 
 
 def probe_norm(module: nn.Module) -> NormProbe | None:
-    """Return the norm's numbers when `module` computes an RMS norm with a gain, else None.
+    """Return the norm's numbers when `module` computes an RMS norm or a layer norm with a gain, else None.
 
-    The candidates for eps are the module's own scalar attributes; which one it is, and whether the gain is
+    The candidates for eps are the module's own scalar attributes; which one it is, and whether the gain or the row is
     zero-centred, is decided by comparing outputs on inputs small enough for eps to matter.
     """
     weight = getattr(module, "weight", None)
@@ -33,7 +35,7 @@ def probe_norm(module: nn.Module) -> NormProbe | None:
         return None
     candidates = {value for value in vars(module).values() if isinstance(value, float) and 0.0 <= value < 1e-2}
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, weight.numel(), generator=generator) * torch.tensor([[1.0], [1e-2], [1e-3]])
+    x = (torch.randn(3, weight.numel(), generator=generator) + 0.3) * torch.tensor([[1.0], [1e-2], [1e-3]])
     with torch.no_grad():
         try:
             got = module(x.to(weight.dtype)).float()
@@ -41,16 +43,19 @@ def probe_norm(module: nn.Module) -> NormProbe | None:
             return None
         x, gain = x.to(weight.dtype).float(), weight.float()
         tolerance = _TOLERANCE if weight.dtype == torch.float32 else 2e-2
+        bias = getattr(module, "bias", None)
+        shift = bias.float() if isinstance(bias, torch.Tensor) and bias.shape == weight.shape else torch.zeros(())
         found = []
-        for eps in sorted(candidates):
-            for offset in (0.0, 1.0):
-                expected = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (gain + offset)
-                error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-                found.append((error, eps, offset))
+        for eps, (offset, centred) in itertools.product(sorted(candidates), ((0.0, False), (1.0, False), (0.0, True))):
+            row = x - x.mean(-1, keepdim=True) if centred else x
+            expected = row * torch.rsqrt(row.pow(2).mean(-1, keepdim=True) + eps) * (gain + offset)
+            expected = expected + shift if centred else expected
+            error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+            found.append((error, eps, offset, centred))
     best = min(found, default=None)
     if best is None or not best[0] <= tolerance:
         return None
-    return NormProbe(eps=best[1], offset=best[2], width=weight.numel())
+    return NormProbe(eps=best[1], offset=best[2], width=weight.numel(), centred=best[3])
 
 
 def probe_activation(activation: object) -> ActivationName | None:
@@ -69,8 +74,29 @@ def probe_activation(activation: object) -> ActivationName | None:
         "silu": torch.nn.functional.silu(x),
         "gelu_tanh": torch.nn.functional.gelu(x, approximate="tanh"),
         "gelu_erf": torch.nn.functional.gelu(x),
+        "relu": torch.nn.functional.relu(x),
     }
     for name, expected in known.items():
         if torch.allclose(got, expected, atol=1e-6, rtol=1e-6):
             return name
     return None
+
+
+def probe_rope(module: nn.Module) -> bool | None:
+    """Whether the angles that `module` gives stand twice side by side, (i, i + 1), and not at (i, i + R/2).
+
+    None when it is no module that turns positions into cos and sin.
+    """
+    if not isinstance(getattr(module, "inv_freq", None), torch.Tensor):
+        return None
+    with torch.no_grad():
+        try:
+            cos_11R, sin_11R = module(torch.zeros(1, 1, 1), position_ids=torch.ones(1, 1, dtype=torch.long))
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return None
+    for table in (cos_11R, sin_11R):
+        if not isinstance(table, torch.Tensor) or table.dim() != 3 or table.shape[-1] % 2:
+            return None
+    angles = torch.stack((cos_11R.flatten(), sin_11R.flatten()))
+    low, high = angles.chunk(2, dim=-1)
+    return bool((angles[:, ::2] == angles[:, 1::2]).all()) and not bool((low == high).all())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-ActivationName = Literal["silu", "gelu_tanh", "gelu_erf"]
+ActivationName = Literal["silu", "gelu_tanh", "gelu_erf", "relu"]
+
+LEFT_OUT = {"left out": True}
+"""Metadata of a field that records lack while it has its default (plan/record.py): they are what they were without."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,9 @@ class Finding:
 class AttentionStructure:
     """A self-attention block: child names under the layer, and its numbers.
 
-    `qkv` names three projections, or one fused one with the rows of q, k and v in that order.
+    `qkv` names three projections, or one fused one with the rows of q, k and v in that order, or `qkv_in_groups`: for
+    each KV head those of its query heads, its key and its value. `rope_pairs`: channels (i, i + 1) turn together, not
+    (i, i + R/2). One that does not `rotate` takes no notice of positions.
     """
 
     path: str
@@ -36,16 +41,23 @@ class AttentionStructure:
     scale: float
     soft_cap: float
     layer_index: int
+    qkv_in_groups: bool = field(default=False, metadata=LEFT_OUT)
+    rope_pairs: bool = field(default=False, metadata=LEFT_OUT)
+    rotates: bool = field(default=True, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
 class MlpStructure:
-    """A gated MLP: child names under the layer, and its activation. `gate_up` names two projections or a fused one."""
+    """An MLP: child names under the layer, and its activation.
+
+    `gate_up` names two projections or a fused one, or where it is not `gated` the one before the activation.
+    """
 
     path: str
     gate_up: tuple[str, ...]
     down: str
     activation: ActivationName
+    gated: bool = field(default=True, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,10 @@ class LayerStructure:
     """A decoder layer: norm, attention, (norm,) residual, norm, MLP, (norm,) residual.
 
     Norm names are children of the layer; the output norms exist in sandwich-normed models only. All norms of a layer
-    share `eps` and `offset` (0, or 1 for zero-centred gains).
+    share `eps` and `offset` (0, or 1 for zero-centred gains), and are RMS norms or, `centred`, layer norms.
+
+    `parallel`: norm and attention, norm and MLP read the same hidden, and one residual takes both; the two norms may be
+    one and the same. `settings`: numbers and words that the layer and its attention keep beside their modules.
     """
 
     path: str
@@ -66,9 +81,20 @@ class LayerStructure:
     mlp_output_norm: str | None
     eps: float
     offset: float
+    centred: bool = field(default=False, metadata=LEFT_OUT)
+    parallel: bool = field(default=False, metadata=LEFT_OUT)
+    settings: tuple[str, ...] = field(default=(), metadata=LEFT_OUT)
+
+    def unrotated(self) -> LayerStructure:
+        """The same layer, whose attention takes no notice of positions."""
+        return replace(self, attention=replace(self.attention, rotates=False))
 
     def kind(self) -> tuple[object, ...]:
-        """What two layers share when proving one proves the other."""
+        """What two layers share when proving one proves the other: a setting may be all that tells them apart."""
+        return (*self.form(), self.attention.rotates, self.settings)
+
+    def form(self) -> tuple[object, ...]:
+        """What two layers share that one operator can compute in turn."""
         attention, mlp = self.attention, self.mlp
         return (
             self.class_name,
@@ -79,10 +105,13 @@ class LayerStructure:
                 attention.scale,
                 attention.soft_cap,
                 attention.qkv,
+                attention.qkv_in_groups,
+                attention.rope_pairs,
             ),
             (attention.query_norm, attention.key_norm),
-            (mlp.activation, mlp.gate_up) if mlp else None,
-            (self.attention_output_norm, self.mlp_output_norm, self.eps, self.offset),
+            (mlp.activation, mlp.gate_up, mlp.gated) if mlp else None,
+            (self.attention_output_norm, self.mlp_output_norm, self.eps, self.offset, self.centred),
+            (self.parallel, self.attention_norm == self.mlp_norm),
         )
 
 

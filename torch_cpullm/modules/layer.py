@@ -1,4 +1,4 @@
-"""A decoder layer whose halves are fused ops. The class of the original layer stays its base class."""
+"""A decoder layer whose halves are fused ops, or one. The class of the original layer stays its base class."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch_cpullm.detect.structure import LayerStructure
 from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.formats import KvFormat
 from torch_cpullm.kv import LayerSpec, PagedCache
+from torch_cpullm.kv.cache import PagedLayer
 from torch_cpullm.modules.notice import warn_once
 from torch_cpullm.ops import block as ops
-from torch_cpullm.ops.layers import LayerNumbers, LayerStack, LayerWeights, stack_layers
+from torch_cpullm.ops import layers as layer_ops
+from torch_cpullm.ops.layers import KvLayers, LayerNumbers, LayerStack, LayerWeights, stack_layers
 from torch_cpullm.plan import LayerPlan
 from torch_cpullm.plan.shard import EVERYTHING
 
@@ -44,7 +46,16 @@ class FusedLayer:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
         attention, mlp = weights
         parts = self._cpullm
-        hidden_BTD = _attention(parts, attention, hidden_states, kwargs)
+        batch, tokens = hidden_states.shape[:2]
+        slot = _slot(parts, batch, tokens, kwargs)
+        kv, rope_BTR, mask = slot.open(batch, tokens), parts.rope(kwargs), kwargs.get("attention_mask")
+        if parts.structure.parallel and mlp is not None:
+            stack = stack_layers([LayerWeights(attention, mlp)], parts.layer_numbers)
+            out_BTD = layer_ops.decoder_layers(hidden_states, stack, rope_BTR, KvLayers([kv.pages], *kv[1:]), mask)
+            slot.close(tokens)
+            return out_BTD
+        hidden_BTD = ops.attention_block(hidden_states, attention, rope_BTR, kv, mask, parts.numbers, parts.norm)
+        slot.close(tokens)
         if mlp is not None and parts.structure.mlp is not None:
             return ops.mlp_block(hidden_BTD, mlp, parts.structure.mlp.activation, parts.norm, parts.mlp_group)
         return _original_mlp(self, parts.structure, hidden_BTD)
@@ -61,7 +72,7 @@ class FusedLayer:
             return "it was called with positional arguments"
         if kwargs.get("output_attentions") or _wants_attention_weights(self):
             return "output_attentions asks for attention weights, which a fused block never forms"
-        cache = kwargs.get("past_key_values")
+        cache = _cache(kwargs)
         if cache is not None and not isinstance(cache, PagedCache):
             return f"past_key_values is a {type(cache).__name__}, not the paged cache generate() makes by itself"
         if kwargs.get("cache") is not None:
@@ -84,11 +95,8 @@ class FusedLayer:
             found = _weights(layer)
             if found is None or found[1] is None or not layer._cpullm.is_like(first):
                 return None
-            weights.append(LayerWeights(found[0], found[1]))
-        mlp = first.structure.mlp
-        if mlp is None:
-            return None
-        return stack_layers(weights, LayerNumbers(first.numbers, first.norm, mlp.activation, first.mlp_group))
+            weights.append(LayerWeights(found[0], found[1], layer._cpullm.structure.attention.rotates))
+        return stack_layers(weights, first.layer_numbers)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle by the original class, which can be imported; ours is made on the fly."""
@@ -109,15 +117,33 @@ class FusedParts:
         attention, heads = structure.attention, plan.share.heads
         query, kv = (len(heads.query), len(heads.kv)) if heads else (attention.heads, attention.kv_heads)
         self.spec = LayerSpec(kv, attention.channels, kv_format)
-        self.norm = ops.NormNumbers(structure.eps, structure.offset)
+        self.norm = ops.NormNumbers(structure.eps, structure.offset, structure.centred)
         self.numbers = ops.AttentionNumbers(
-            query, kv, attention.scale, attention.soft_cap, group if self.share.heads else 0
+            query,
+            kv,
+            attention.scale,
+            attention.soft_cap,
+            group if self.share.heads else 0,
+            attention.qkv_in_groups,
+            attention.rope_pairs,
         )
         self.mlp_group = group if self.share.columns else 0
 
+    def rope(self, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin that the layer was called with, [B or 1, T, R]; of no channels where it does not rotate."""
+        cos_BTR, sin_BTR = kwargs["position_embeddings"]
+        return (cos_BTR, sin_BTR) if self.structure.attention.rotates else (cos_BTR[..., :0], sin_BTR[..., :0])
+
+    @property
+    def layer_numbers(self) -> LayerNumbers:
+        """Of a layer that is fused as a whole."""
+        structure = self.structure
+        assert structure.mlp is not None
+        return LayerNumbers(self.numbers, self.norm, structure.mlp.activation, self.mlp_group, structure.parallel)
+
     def is_like(self, other: FusedParts) -> bool:
         """Whether one operator may compute both layers."""
-        mine, theirs = ((each.spec, each.share, each.structure.kind()) for each in (self, other))
+        mine, theirs = ((each.spec, each.share, each.structure.form()) for each in (self, other))
         return mine == theirs
 
 
@@ -143,27 +169,19 @@ def _wants_attention_weights(layer: Any) -> bool:
     return config is not None and bool(object.__getattribute__(config, "__dict__").get("_output_attentions"))
 
 
-def _attention(
-    parts: FusedParts, weights: ops.AttentionWeights, hidden_BTD: torch.Tensor, kwargs: dict[str, Any]
-) -> torch.Tensor:
-    cache: PagedCache | None = kwargs.get("past_key_values")
-    batch, tokens = hidden_BTD.shape[:2]
-    if cache is None:  # no past, and nothing to remember: pages for the length of this call
-        slot = PagedCache([parts.spec], limit_bytes=_bytes_for(parts.spec, batch, tokens)).paged_layers[0]
-    else:
-        slot = cache.paged_layers[parts.structure.attention.layer_index]
-    kv = slot.open(batch, tokens)
-    out_BTD = ops.attention_block(
-        hidden_BTD,
-        weights,
-        kwargs["position_embeddings"],
-        kv,
-        kwargs.get("attention_mask"),
-        parts.numbers,
-        parts.norm,
-    )
-    slot.close(tokens)
-    return out_BTD
+def _cache(kwargs: dict[str, Any]) -> Any:
+    """What a layer is told to remember keys and values in, by either of the names that models have for it."""
+    cache = kwargs.get("past_key_values")
+    return kwargs.get("layer_past") if cache is None else cache
+
+
+def _slot(parts: FusedParts, batch: int, tokens: int, kwargs: dict[str, Any]) -> PagedLayer:
+    """Where the layer's keys and values go."""
+    cache: PagedCache | None = _cache(kwargs)
+    if cache is not None:
+        return cache.paged_layers[parts.structure.attention.layer_index]
+    # No past, and nothing to remember: pages for the length of this call.
+    return PagedCache([parts.spec], limit_bytes=_bytes_for(parts.spec, batch, tokens)).paged_layers[0]
 
 
 def _bytes_for(spec: LayerSpec, batch: int, tokens: int) -> int:
@@ -187,6 +205,7 @@ def _weights(layer: Any) -> tuple[ops.AttentionWeights, ops.MlpWeights | None] |
             _gain(module, attention.query_norm) if attention.query_norm else None,
             _gain(module, attention.key_norm) if attention.key_norm else None,
             _gain(layer, structure.attention_output_norm) if structure.attention_output_norm else None,
+            _bias(layer, structure.attention_norm),
         )
         if not parts.fuse_mlp or structure.mlp is None:
             return found, None
@@ -196,6 +215,7 @@ def _weights(layer: Any) -> tuple[ops.AttentionWeights, ops.MlpWeights | None] |
             _packed(module, structure.mlp.down),
             _gain(layer, structure.mlp_norm),
             _gain(layer, structure.mlp_output_norm) if structure.mlp_output_norm else None,
+            _bias(layer, structure.mlp_norm),
         )
     except KeyError:
         return None
@@ -209,6 +229,11 @@ def _packed(module: Any, name: str) -> torch.Tensor:
 def _gain(module: Any, name: str) -> torch.Tensor:
     weight: torch.Tensor = module._modules[name]._parameters["weight"]
     return weight
+
+
+def _bias(module: Any, name: str) -> torch.Tensor | None:
+    bias: torch.Tensor | None = module._modules[name]._parameters.get("bias")
+    return bias
 
 
 def _original_mlp(layer: Any, structure: LayerStructure, hidden_BTD: torch.Tensor) -> torch.Tensor:

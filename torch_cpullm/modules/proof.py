@@ -117,8 +117,9 @@ def _replay(layer: Any, calls: list[Call], cache: Any, eager: bool) -> list[torc
     outputs = []
     for call in calls:
         kwargs = dict(call.kwargs)
-        if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = cache
+        for name in ("past_key_values", "layer_past"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = cache
         if eager:
             kwargs["attention_mask"] = _additive(kwargs.get("attention_mask"), call.hidden_BTD)
         out = layer(call.hidden_BTD, **kwargs)

@@ -116,11 +116,23 @@ def prove(model: nn.Module, plan: Plan) -> Plan:
         return plan
     for kind, layer in kinds.items():
         recorded: list[Call] = calls[layer.structure.path]
-        try:
-            prove_layer(model.get_submodule(layer.structure.path), layer.structure, recorded, _fuse_trial(layer))
-        except ProofError as failure:
-            plan = plan.without(kind, str(failure))
+        fault = _why_unproven(model, layer, recorded)
+        if fault is None:
+            continue
+        # Some models have layers that leave rope out, and nothing else tells.
+        if _why_unproven(model, replace(layer, structure=layer.structure.unrotated()), recorded) is None:
+            plan = plan.unrotated(kind)
+        else:
+            plan = plan.without(kind, fault)
     return plan
+
+
+def _why_unproven(model: nn.Module, layer: LayerPlan, calls: list[Call]) -> str | None:
+    try:
+        prove_layer(model.get_submodule(layer.structure.path), layer.structure, calls, _fuse_trial(layer))
+    except ProofError as failure:
+        return str(failure)
+    return None
 
 
 def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:

@@ -15,16 +15,21 @@ from torch_cpullm.ops.rowwise import Activation
 
 @dataclass(frozen=True)
 class NormNumbers:
-    """The numbers all RMS norms of a layer share: x / sqrt(mean(x^2) + eps) * (weight + offset)."""
+    """What all norms of a layer share: they are RMS norms, x / sqrt(mean(x^2) + eps) * (weight + offset).
+
+    `centred`: they are layer norms, (x - mean) / sqrt(variance + eps) * weight + bias; the offset is 0.
+    """
 
     eps: float
     offset: float
+    centred: bool = False
 
 
 class AttentionWeights(NamedTuple):
     """Tensors of an attention block: packed weights, and norm gains [D] or [C] in any float dtype (None: no norm).
 
-    `qkv` holds q, k and v, or one fused weight with their rows in that order.
+    `qkv` holds q, k and v, or one fused weight with their rows in that order, or in groups (AttentionNumbers). The bias
+    of a norm has its gain's dtype.
     """
 
     qkv: list[torch.Tensor]
@@ -33,13 +38,21 @@ class AttentionWeights(NamedTuple):
     query_norm_C: torch.Tensor | None
     key_norm_C: torch.Tensor | None
     output_norm_D: torch.Tensor | None
+    input_norm_bias_D: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class AttentionNumbers:
-    """Head counts, the factor on scores, and the soft cap on them (0: none).
+    """What an attention block knows beside its tensors.
 
-    `group`: of ranks that have some of the heads each, those counted here being this rank's (0: there are no others).
+    Attributes:
+        heads: query heads; where ranks have some of the heads each, this rank's.
+        kv_heads: likewise.
+        scale: factor on scores.
+        soft_cap: on scores; 0: none.
+        group: of the ranks; 0: there are no others.
+        qkv_in_groups: the fused weight has the rows of each KV head together: its query heads, its key, its value.
+        rope_pairs: channels (i, i + 1) turn together, not (i, i + R/2).
     """
 
     heads: int
@@ -47,15 +60,22 @@ class AttentionNumbers:
     scale: float
     soft_cap: float
     group: int = 0
+    qkv_in_groups: bool = False
+    rope_pairs: bool = False
 
 
 class MlpWeights(NamedTuple):
-    """Tensors of an MLP block. `gate_up` holds gate and up, or one fused weight with their rows in that order."""
+    """Tensors of an MLP block.
+
+    `gate_up` holds gate and up, or one fused weight with their rows in that order, or where nothing is gated the one
+    weight before the activation.
+    """
 
     gate_up: list[torch.Tensor]
     down: torch.Tensor
     input_norm_D: torch.Tensor
     output_norm_D: torch.Tensor | None
+    input_norm_bias_D: torch.Tensor | None = None
 
 
 def attention_block(
@@ -90,6 +110,7 @@ def attention_block(
             weights.qkv,
             weights.output,
             weights.input_norm_D,
+            weights.input_norm_bias_D,
             weights.query_norm_C,
             weights.key_norm_C,
             weights.output_norm_D,
@@ -103,8 +124,11 @@ def attention_block(
             kv.format,
             norm.eps,
             norm.offset,
+            norm.centred,
             numbers.scale,
             numbers.soft_cap,
+            numbers.qkv_in_groups,
+            numbers.rope_pairs,
             numbers.group,
         )
     return out
@@ -114,6 +138,8 @@ def mlp_block(
     hidden_BTD: torch.Tensor, weights: MlpWeights, activation: Activation, norm: NormNumbers, group: int = 0
 ) -> torch.Tensor:
     """Hidden + output_norm(W_down(activation(W_gate x) * (W_up x))), x = input_norm(hidden).
+
+    Without W_up it is activation(W_gate x) that W_down takes.
 
     Args:
         hidden_BTD: float32, bfloat16 or float16; float32 inside.
@@ -131,10 +157,12 @@ def mlp_block(
             weights.gate_up,
             weights.down,
             weights.input_norm_D,
+            weights.input_norm_bias_D,
             weights.output_norm_D,
             activation,
             norm.eps,
             norm.offset,
+            norm.centred,
             group,
         )
     return out

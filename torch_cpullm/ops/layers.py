@@ -1,4 +1,4 @@
-"""All decoder layers of a step, one op (csrc/bindings/layers.cpp): the blocks of ops/block.py in turn."""
+"""All decoder layers of a step, one op (csrc/bindings/layers.cpp): blocks of ops/block.py in turn, or in parallel."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from torch_cpullm.ops.rowwise import Activation
 
 @dataclass(frozen=True)
 class LayerNumbers:
-    """What all layers have in common beside their tensors; `mlp_group` as in `mlp_block`."""
+    """What all layers have in common beside their tensors; `mlp_group` as in `mlp_block`.
+
+    `parallel`: attention and MLP read the same hidden, and what both give is added to it.
+    """
 
     attention: AttentionNumbers
     norm: NormNumbers
     activation: Activation
     mlp_group: int = 0
+    parallel: bool = False
 
 
 class KvLayers(NamedTuple):
@@ -44,10 +48,11 @@ class KvLayers(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """The tensors of one layer."""
+    """The tensors of one layer, and whether its attention rotates queries and keys by their positions."""
 
     attention: AttentionWeights
     mlp: MlpWeights
+    rotates: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,12 @@ class LayerStack:
         lists: their tensors by kind, in the order of the op's arguments from qkv to mlp_output_norm; a list is as long
             as there are layers, twice or three times that (qkv, gate_up), or empty (a norm that they lack).
         numbers: of all layers.
+        unrotated: which of them do not rotate.
     """
 
     lists: tuple[list[torch.Tensor], ...]
     numbers: LayerNumbers
+    unrotated: tuple[int, ...] = ()
 
 
 def stack_layers(weights: Sequence[LayerWeights], numbers: LayerNumbers) -> LayerStack:
@@ -76,15 +83,17 @@ def stack_layers(weights: Sequence[LayerWeights], numbers: LayerNumbers) -> Laye
         [weight for layer in attention for weight in layer.qkv],
         [layer.output for layer in attention],
         _present(layer.input_norm_D for layer in attention),
+        _present(layer.input_norm_bias_D for layer in attention),
         _present(layer.query_norm_C for layer in attention),
         _present(layer.key_norm_C for layer in attention),
         _present(layer.output_norm_D for layer in attention),
         [weight for layer in mlp for weight in layer.gate_up],
         [layer.down for layer in mlp],
         _present(layer.input_norm_D for layer in mlp),
+        _present(layer.input_norm_bias_D for layer in mlp),
         _present(layer.output_norm_D for layer in mlp),
     )
-    return LayerStack(lists, numbers)
+    return LayerStack(lists, numbers, tuple(index for index, layer in enumerate(weights) if not layer.rotates))
 
 
 def _present(tensors: Iterable[torch.Tensor | None]) -> list[torch.Tensor]:
@@ -100,8 +109,11 @@ def decoder_layers(
 ) -> torch.Tensor:
     """What `attention_block` and `mlp_block` of each layer give, one after the other: [B, T, D], the same bits.
 
+    Of parallel layers it is hidden + (what the one adds to hidden + what the other adds), in float: rounded once a
+    layer, and where ranks share them once by each rank, which sends both as one.
+
     Args:
-        hidden_BTD: float32, bfloat16 or float16; rounded to that dtype after each block.
+        hidden_BTD: float32, bfloat16 or float16; rounded to that dtype after each block, or each parallel layer.
         stack: the layers.
         rope_BTR: cos and sin, [B or 1, T, R], for all layers.
         kv: pages; tokens past .. past + T - 1 are written.
@@ -117,6 +129,7 @@ def decoder_layers(
             hidden_BTD,
             *stack.lists,
             *rope_BTR,
+            stack.unrotated,
             kv.pages,
             kv.table_BP,
             kv.past_B,
@@ -127,8 +140,12 @@ def decoder_layers(
             numbers.activation,
             numbers.norm.eps,
             numbers.norm.offset,
+            numbers.norm.centred,
             numbers.attention.scale,
             numbers.attention.soft_cap,
+            numbers.attention.qkv_in_groups,
+            numbers.attention.rope_pairs,
+            numbers.parallel,
             numbers.attention.group,
             numbers.mlp_group,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch_cpullm.detect.structure import LayerStructure, LinearStructure
+from torch_cpullm.detect.structure import AttentionStructure, LayerStructure, LinearStructure
 from torch_cpullm.plan.shard import (
     EVERYTHING,
     PANEL,
@@ -107,11 +107,14 @@ def _by_inputs(linear: LinearStructure, inputs: Span, cut: int, shard: Shard) ->
 def _attention_pieces(layer: LayerStructure, linears: Linears, shard: Shard, heads: Heads) -> dict[str, Piece]:
     attention = layer.attention
     channels, parent = attention.channels, f"{layer.path}.{attention.path}"
+    rows: tuple[tuple[Span, ...], ...]
     query, kv = heads.query.times(channels), heads.kv.times(channels)
     key_begins = attention.heads * channels  # in a fused weight
     value_begins = key_begins + attention.kv_heads * channels
-    if len(attention.qkv) == 1:
-        rows: tuple[tuple[Span, ...], ...] = ((query, kv.after(key_begins), kv.after(value_begins)),)
+    if attention.qkv_in_groups:
+        rows = (_group_rows(attention, heads),)
+    elif len(attention.qkv) == 1:
+        rows = ((query, kv.after(key_begins), kv.after(value_begins)),)
     else:
         rows = ((query,), (kv,), (kv,))
     paths = [f"{parent}.{name}" for name in attention.qkv]
@@ -122,12 +125,23 @@ def _attention_pieces(layer: LayerStructure, linears: Linears, shard: Shard, hea
     return pieces | {output: _by_inputs(linears[output], query, cut, shard)}
 
 
+def _group_rows(attention: AttentionStructure, heads: Heads) -> tuple[Span, ...]:
+    """Of a weight that has query heads, key and value of each KV head together: whole groups, or some heads of one."""
+    channels, each = attention.channels, attention.heads // attention.kv_heads
+    group = each + 2
+    if len(heads.query) == each * len(heads.kv):
+        return (heads.kv.times(group * channels),)
+    first = heads.kv.first * group
+    query = Span(heads.query.first - heads.kv.first * each, heads.query.stop - heads.kv.first * each).after(first)
+    return (query.times(channels), Span(first + each, first + group).times(channels))
+
+
 def _mlp_pieces(layer: LayerStructure, linears: Linears, shard: Shard, columns: Span) -> dict[str, Piece]:
     mlp = layer.mlp
     assert mlp is not None
     parent = f"{layer.path}.{mlp.path}"
     down = linears[f"{parent}.{mlp.down}"]
-    fused = len(mlp.gate_up) == 1
+    fused = mlp.gated and len(mlp.gate_up) == 1
     rows = (columns, columns.after(down.in_features)) if fused else (columns,)
     paths = [f"{parent}.{name}" for name in mlp.gate_up]
     pieces = {path: _by_rows(linears[path], rows) for path in paths}

@@ -6,10 +6,16 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch_cpullm.config import Config
-from torch_cpullm.detect.structure import Dtype, EmbeddingStructure, LayerStructure, LinearStructure, Structure
+from torch_cpullm.detect.structure import (
+    LEFT_OUT,
+    Dtype,
+    EmbeddingStructure,
+    LayerStructure,
+    LinearStructure,
+    Structure,
+)
 from torch_cpullm.formats import BF16, F32, INT8, KvFormat, WeightFormat
 from torch_cpullm.plan.divide import Division, Piece, divide_head, divide_layer
-from torch_cpullm.plan.record import LEFT_OUT
 from torch_cpullm.plan.shard import ALONE, BLOCK, EVERYTHING, Part, Shard, Share, cuttable
 
 # float16 is no packed format: float32 would double its bytes, and the other two would not keep its values.
@@ -99,6 +105,14 @@ class Plan:
         order = {linear.structure.path: index for index, linear in enumerate(self.linears)}
         return sorted(groups, key=lambda group: order[group[0].structure.path])
 
+    def unrotated(self, kind: tuple[object, ...]) -> Plan:
+        """The plan with all layers of one kind taking no notice of positions: what a proof has found."""
+        layers = tuple(
+            replace(layer, structure=layer.structure.unrotated()) if layer.structure.kind() == kind else layer
+            for layer in self.layers
+        )
+        return replace(self, layers=layers)
+
     def without(self, kind: tuple[object, ...], reason: str) -> Plan:
         """The plan with all layers of one kind left alone: what a failed proof leads to."""
         layers = tuple(
@@ -161,6 +175,10 @@ def choose_layer(layer: LayerStructure, formats: dict[str, WeightFormat | None],
     fuse_mlp = mlp is not None and packed_together(mlp.path, mlp.gate_up) and packed_together(mlp.path, (mlp.down,))
     if config.attention == "keep":
         reason = "attention='keep'"
+    elif layer.parallel:  # one op computes both, or none
+        fuse_attention = fuse_mlp = fuse_attention and fuse_mlp
+        reason = "structure matches, " if fuse_attention else "its projections are not all packed in one format, "
+        reason += "attention and MLP in parallel"
     else:
         reason = "structure matches" if fuse_attention else "its projections are not all packed in one format"
     return LayerPlan(layer, fuse_attention, fuse_mlp, reason)

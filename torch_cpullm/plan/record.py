@@ -6,8 +6,7 @@ import types
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-LEFT_OUT = {"left out": True}
-"""Metadata of a dataclass's field that is not written while it has its default: records are what they were without."""
+from torch_cpullm.detect.structure import LEFT_OUT
 
 
 def _is_left_out(field: Any, content: dict[str, Any]) -> bool:

@@ -53,9 +53,20 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaConfig", {**_SIZES, "head_dim": 16}),
     "gemma2": ("Gemma2Config", {**_SIZES, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
     "gemma3": ("Gemma3TextConfig", {**_SIZES, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
-    "smollm3": ("SmolLM3Config", _SIZES),
+    "smollm3": ("SmolLM3Config", {**_SIZES, "num_hidden_layers": 4}),  # the fourth does not rotate
+    "starcoder2": ("Starcoder2Config", {**_SIZES, "sliding_window": None}),
+    "stablelm": ("StableLmConfig", _SIZES),
+    "gpt neox, sequential": (
+        "GPTNeoXConfig",
+        {**_OLD, **_FEW, "intermediate_size": 96, "use_parallel_residual": False},
+    ),
+    "phi": ("PhiConfig", _SIZES),
+    "gpt neox": ("GPTNeoXConfig", {**_OLD, **_FEW, "intermediate_size": 96}),
+    "stablelm, parallel": ("StableLmConfig", {**_SIZES, "use_parallel_residual": True}),
+    "cohere": ("CohereConfig", _SIZES),
+    "cohere2": ("Cohere2Config", {**_SIZES, "sliding_window": 8, "num_hidden_layers": 4}),  # likewise
 }
-"""Families whose decoder layers become two fused ops."""
+"""Families whose decoder layers become two fused ops, or one where attention and MLP run in parallel."""
 
 ATTENTION_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**_SIZES, "num_local_experts": 4}),
@@ -69,16 +80,14 @@ ATTENTION_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
 LEFT_ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", _SIZES),
     "granite": ("GraniteConfig", {**_SIZES, "residual_multiplier": 0.5}),
-    "cohere": ("CohereConfig", _SIZES),
+    "cohere, head norms": ("CohereConfig", {**_SIZES, "use_qk_norm": True}),
     "glm": ("GlmConfig", {**_SIZES, "head_dim": 16}),
-    "stablelm": ("StableLmConfig", _SIZES),
-    "phi": ("PhiConfig", _SIZES),
+    "phi, head norms": ("PhiConfig", {**_SIZES, "qk_layernorm": True}),
     "opt": ("OPTConfig", {**_OLD, **_FEW, "ffn_dim": 96, "word_embed_proj_dim": 64}),
     "gpt2": (
         "GPT2Config",
         {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
     ),
-    "gpt neox": ("GPTNeoXConfig", {**_OLD, **_FEW, "intermediate_size": 96}),
     "bloom": ("BloomConfig", {**_OLD, "n_layer": 2}),
     "falcon": ("FalconConfig", {**_OLD, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}),
     "llama, head size 24": ("LlamaConfig", {**_SIZES, "head_dim": 24}),

@@ -7,11 +7,11 @@
 namespace torch_cpullm {
 namespace {
 
-template <class T>
-void finish_rows(const kernels::LinearFinish& f, T* to) {
+template <class T, class R>
+void finish_rows(const kernels::LinearFinish& f, T* to, const R* added) {
   for (int64_t r = 0; r < f.rows; ++r) {
     const float* c = f.c + r * layout::kPanelColumns;
-    const T* residual = f.add ? static_cast<const T*>(f.add) + r * f.stride : nullptr;
+    const R* residual = added ? added + r * f.stride : nullptr;
     for_lanes(f.width, [&](int64_t n, auto lanes) {
       f32x16 value = lanes.load(c + n);
       if (f.column_scale) value = mul(value, lanes.load(f.column_scale + n));
@@ -23,7 +23,7 @@ void finish_rows(const kernels::LinearFinish& f, T* to) {
 }
 
 void linear_finish(const kernels::LinearFinish& f) {
-  with_type(f.out, [&](auto* to) { finish_rows(f, to); });
+  with_type(f.out, [&](auto* to) { with_type(f.add, [&](const auto* added) { finish_rows(f, to, added); }); });
 }
 
 // code - offset, times the group's scale where there is one.

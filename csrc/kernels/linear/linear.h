@@ -58,11 +58,12 @@ LinearBlocking linear_blocking(const layout::WeightFormat& format);
 using ExpandFn = void (*)(const uint8_t* block, const layout::WeightFormat& format, int64_t depth, uint8_t* out);
 ExpandFn expand_kernel();
 
-// out[r][n] = c[r][n] * column_scale[n] + bias[n] + add[r][n], rounded after each; null operands are left out.
+// out[r][n] = c[r][n] * column_scale[n] + bias[n] + add[r][n], in float after each, rounded to out's type at the end;
+// null operands are left out.
 struct LinearFinish {
   const float* c;  // [rows][64]
   const float *column_scale, *bias;
-  const void* add;  // of out's type
+  layout::ConstElements add;
   layout::Elements out;
   int64_t stride;  // elements from row to row of out and add
   int64_t rows, width;

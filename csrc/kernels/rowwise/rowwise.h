@@ -11,7 +11,7 @@
 
 namespace torch_cpullm::kernels {
 
-enum class Gate : int32_t { silu = 0, gelu_tanh = 1, gelu_erf = 2 };
+enum class Gate : int32_t { silu = 0, gelu_tanh = 1, gelu_erf = 2, relu = 3 };
 
 // Where one row's blocks go (layout/panel.h): 256 bytes of each, `rows` rows of 256 bytes apart.
 struct ActRow {
@@ -26,6 +26,11 @@ struct RowwiseKernels {
   // out = x / sqrt(mean(x^2) + eps) * (weight + offset). Sum of squares in 16 interleaved partial sums. out may be x.
   void (*rms_norm)(layout::ConstElements x, layout::ConstElements weight, float offset, float eps, int64_t n,
                    float* out);
+
+  // out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias; bias is of weight's type, null data: none.
+  // Both sums as above. out may be x.
+  void (*layer_norm)(layout::ConstElements x, layout::ConstElements weight, layout::ConstElements bias, float eps,
+                     int64_t n, float* out);
 
   // out = a + b, rounded once; b is of out's type.
   void (*add)(const float* a, layout::ConstElements b, int64_t n, layout::Elements out);
@@ -45,8 +50,11 @@ struct RowwiseKernels {
   // Half-split rotation of the first `rotary` channels of one head, in place:
   //   x[i], x[i + h] = x[i] cos[i] - x[i + h] sin[i],  x[i + h] cos[i + h] + x[i] sin[i + h]     h = rotary / 2
   void (*rope)(float* x, const float* cos, const float* sin, int64_t rotary);
+  // The same of pairs that stand side by side:
+  //   x[i], x[i + 1] = x[i] cos[i] - x[i + 1] sin[i],  x[i + 1] cos[i + 1] + x[i] sin[i + 1]             i even
+  void (*rope_pairs)(float* x, const float* cos, const float* sin, int64_t rotary);
 
-  // out = gate(g) * up. out may be g or up.
+  // out = gate(g) * up, or gate(g) where up is null. out may be g or up.
   void (*gated)(const float* g, const float* up, Gate gate, int64_t n, float* out);
 
   // Writes one token's key and value [channels] into slot `slot` of a page head (layout/kv_page.h).

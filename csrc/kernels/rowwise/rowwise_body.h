@@ -2,6 +2,7 @@
 #pragma once
 #include "isa/math.h"
 #include "isa/tail.h"
+#include "kernels/rowwise/norm_body.h"
 #include "kernels/rowwise/rowwise.h"
 
 namespace torch_cpullm {
@@ -9,24 +10,6 @@ namespace {
 
 using layout::Format;
 using layout::kPageTokens;
-
-void rms_norm(layout::ConstElements x, layout::ConstElements weight, float offset, float eps, int64_t n, float* out) {
-  f32x16 squares = zero_f32();
-  with_type(x, [&](const auto* from) {
-    for_lanes(n, [&](int64_t i, auto lanes) {
-      const f32x16 a = lanes.load(from + i);
-      squares = fma(a, a, squares);
-      lanes.store(out + i, a);
-    });
-  });
-  const f32x16 inverse = set1_f32(1.0f / std::sqrt(reduce_add(squares) / static_cast<float>(n) + eps));
-  const f32x16 shift = set1_f32(offset);
-  with_type(weight, [&](const auto* gain) {
-    for_lanes(n, [&](int64_t i, auto lanes) {
-      lanes.store(out + i, mul(mul(lanes.load(out + i), inverse), add(lanes.load(gain + i), shift)));
-    });
-  });
-}
 
 void add_rows(const float* a, layout::ConstElements b, int64_t n, layout::Elements out) {
   with_type(out, [&]<class T>(T* to) {
@@ -182,21 +165,38 @@ void rope(float* x, const float* cos, const float* sin, int64_t rotary) {
   });
 }
 
+// One pair after the other: lanes of even and of odd channels would have to be taken apart and put together again. The
+// fused multiply-add is that of the lanes.
+void rope_pairs(float* x, const float* cos, const float* sin, int64_t rotary) {
+  for (int64_t i = 0; i < rotary; i += 2) {
+    const float even = x[i], odd = x[i + 1];
+    x[i] = std::fma(even, cos[i], 0.0f - odd * sin[i]);
+    x[i + 1] = std::fma(odd, cos[i + 1], even * sin[i + 1]);
+  }
+}
+
 inline f32x16 gelu_tanh(f32x16 g) {
   const f32x16 cube = mul(mul(g, g), g);
   const f32x16 inner = mul(set1_f32(0.7978845608f), fma(set1_f32(0.044715f), cube, g));
   return mul(g, sigmoid(add(inner, inner)));  // (1 + tanh(u)) / 2 = sigmoid(2u)
 }
 
+inline f32x16 opened(kernels::Gate gate, f32x16 g) {
+  if (gate == kernels::Gate::relu) return max(zero_f32(), g);  // the second operand where one is NaN
+  return gate == kernels::Gate::silu ? mul(g, sigmoid(g)) : gelu_tanh(g);
+}
+
 void gated(const float* g, const float* up, kernels::Gate gate, int64_t n, float* out) {
   if (gate == kernels::Gate::gelu_erf) {  // libm's erf: exact, and rare enough (some GLU variants) not to need lanes
-    for (int64_t i = 0; i < n; ++i) out[i] = 0.5f * g[i] * (1.0f + std::erf(g[i] * 0.70710678f)) * up[i];
+    for (int64_t i = 0; i < n; ++i) {
+      const float value = 0.5f * g[i] * (1.0f + std::erf(g[i] * 0.70710678f));
+      out[i] = up ? value * up[i] : value;
+    }
     return;
   }
   for_lanes(n, [&](int64_t i, auto lanes) {
-    const f32x16 x = lanes.load(g + i);
-    const f32x16 opened = gate == kernels::Gate::silu ? mul(x, sigmoid(x)) : gelu_tanh(x);
-    lanes.store(out + i, mul(opened, lanes.load(up + i)));
+    const f32x16 value = opened(gate, lanes.load(g + i));
+    lanes.store(out + i, up ? mul(value, lanes.load(up + i)) : value);
   });
 }
 
