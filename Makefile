@@ -56,7 +56,7 @@ sanitize: export UBSAN_OPTIONS = print_stacktrace=1
 sanitize: $(VENV)/.dev  ## the test suite under AddressSanitizer and UndefinedBehaviorSanitizer (g++)
 	@$(PY) setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	@LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(VENV)/bin/pytest -o pythonpath=build/sanitize/lib --capture=sys $(SANITIZED_TESTS)
+	  $(VENV)/bin/pytest -o pythonpath="build/sanitize/lib ." --capture=sys $(SANITIZED_TESTS)
 
 CASES ?= 100000
 fuzz: SANITIZED_TESTS = tests/ops/test_fuzz.py tests/ops/test_fuzz_attention.py -s --fuzz-cases $(CASES)

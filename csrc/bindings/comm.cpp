@@ -28,6 +28,7 @@ void on_team(int64_t bytes, const Body& body) {
 
 void copy_share(const Team& team, std::byte* to, const std::byte* from, int64_t bytes) {
   const runtime::Range mine = team.share(bytes);
+  if (mine.begin == mine.end) return;  // a tensor without elements has no pointer
   std::memcpy(to + mine.begin, from + mine.begin, static_cast<size_t>(mine.end - mine.begin));
 }
 
