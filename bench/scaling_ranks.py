@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch leaves it out of __all__
 
 import torch_cpullm
 from bench.bench_host import FEW, MANY, head_us, tiny, token_us

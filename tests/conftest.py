@@ -33,3 +33,15 @@ def pytest_terminal_summary(terminalreporter):
             why = f"needs {', '.join(kernel.missing)}" if kernel.missing else "a better one exists at this level"
             line = f"did not run       {kernel.name}: {why}"
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a user's script; gives its path."""
+
+    def written(text):
+        file = tmp_path / "script.py"
+        file.write_text(text)
+        return file
+
+    return written

@@ -60,16 +60,6 @@ def started(script, *arguments):
     )
 
 
-@pytest.fixture
-def script(tmp_path):
-    def written(text):
-        file = tmp_path / "script.py"
-        file.write_text(text)
-        return file
-
-    return written
-
-
 def processes_of_sleepers(launcher):
     """The process of each rank, as soon as both have said theirs."""
     lines = [launcher.stderr.readline().removeprefix("[rank 1] ").split() for _ in range(2)]

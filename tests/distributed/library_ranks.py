@@ -2,15 +2,16 @@
 
 import os
 import random
-import signal
 from pathlib import Path
 
 import torch
 from torch.distributed import PrefixStore
 
+from tests.ops import comm_ranks
 from tests.ops.comm_ranks import (
     FLOATS,
     PATIENCE_S,
+    SHORT_S,
     check_all_gather,
     check_all_reduce,
     check_broadcast,
@@ -23,7 +24,6 @@ from torch_cpullm.errors import CollectiveError
 from torch_cpullm.ops import comm
 
 OPEN = {"ccl": open_ccl, "gloo": open_gloo}
-SHORT_S = 2.0  # of collectives that shall fail
 # Around a line of 64 bytes, and around the border of 256 KiB where 4 ranks begin to sum slices; then 8 MB.
 SIZES = [1, 3, 15, 16, 17, 4096, (256 << 10) // 4, (256 << 10) // 4 + 1, (256 << 10) // 2 + 1, 300_001]
 LONGEST = 2_000_003
@@ -101,16 +101,8 @@ def another_tensor(rank, size, store, transport, kinds):
 
 
 def lost(rank, size, store, transport, how):
-    """The last rank is gone or stands still, after some collectives that went well."""
-    group = OPEN[transport](PrefixStore("lost", store), rank, size, SHORT_S if how == "stopped" else PATIENCE_S)
-    x = torch.ones(5000)
-    for _ in range(10):
-        comm.all_reduce_(x.fill_(1.0), group)
-    if rank == size - 1:
-        if how == "raised":
-            raise RuntimeError("a fault of this rank's own")
-        os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGSTOP)
-    return error_of(comm.all_reduce_, x, group)
+    """As over shared memory."""
+    return comm_ranks.lost(rank, size, store, how, OPEN[transport])
 
 
 def without_oneccl(rank, size, store):

@@ -207,16 +207,6 @@ def reports(output):
     return sorted((json.loads(line) for line in output.splitlines()), key=lambda report: report["rank"])
 
 
-@pytest.fixture
-def script(tmp_path):
-    def written(text):
-        file = tmp_path / "script.py"
-        file.write_text(text)
-        return file
-
-    return written
-
-
 def test_ranks_of_torchrun_divide_the_cores(script):
     status, output, errors = run_torchrun(script(REPORT))
     assert status == 0, errors

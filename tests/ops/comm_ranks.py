@@ -18,7 +18,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # One element, less than a vector, a vector and its neighbours, and around the border of 256 KiB where slices begin.
 SIZES = [1, 3, 15, 16, 17, 100, 4096, (256 << 10) // 4, (256 << 10) // 4 + 1, (256 << 10) // 2 + 1, 300_001]
 PATIENCE_S = 300.0  # of collectives that shall succeed: the machine may be busy, or paused
-SHORT_S = 1.5  # of those that shall not
+SHORT_S = 2.0  # of those that shall not
 
 
 def tensor_of(rank, seed, shape, dtype):
@@ -164,9 +164,9 @@ def another_tensor(rank, size, store):
     return texts
 
 
-def lost(rank, size, store, how):
+def lost(rank, size, store, how, opener=open_shm):
     """The last rank is gone or stands still, after some collectives that went well."""
-    group = open_shm(PrefixStore("lost", store), rank, size, SHORT_S if how == "stopped" else PATIENCE_S)
+    group = opener(PrefixStore("lost", store), rank, size, SHORT_S if how == "stopped" else PATIENCE_S)
     x = torch.ones(5000)
     for _ in range(10):
         comm.all_reduce_(x.fill_(1.0), group)

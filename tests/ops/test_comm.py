@@ -60,7 +60,7 @@ def test_another_shape_is_named():
         ("killed", 3, "rank 2 has ended"),
         ("raised", 2, "rank 1 has ended"),
         ("closed", 2, "rank 1 has closed its group"),
-        ("stopped", 2, "waited 1.5 s for rank 1; is it stopped"),
+        ("stopped", 2, "waited 2 s for rank 1; is it stopped"),
     ],
 )
 def test_survivors_are_told_of_a_lost_rank(how, size, words):
