@@ -28,10 +28,10 @@ RULES = {
         r"ops\.pack\(",
         r"torch_cpullm/(pack/|modules/pack)",
     ),
-    "only swap.py and packed modules change classes": (
+    "only swap.py, and modules that become others, change classes": (
         PYTHON,
         r"__class__ =",
-        r"torch_cpullm/modules/(swap|linear|embedding).py",
+        r"torch_cpullm/modules/(swap|layer|linear|embedding).py",
     ),
     "only config.py reads the environment": (PYTHON, r"os\.environ|getenv", r"torch_cpullm/config.py"),
     "no model is named in the core": (

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from torch_cpullm.detect.probes import NormProbe, probe_activation, probe_norm, probe_rope
+from torch_cpullm.detect.probes import (
+    NormProbe,
+    probe_activation,
+    probe_angles,
+    probe_linear,
+    probe_norm,
+    probe_rope,
+)
 
 
 class Rms(nn.Module):
@@ -53,6 +60,61 @@ def test_angles_are_looked_at(pairs):
 
     assert probe_rope(Angles()) is pairs
     assert probe_rope(nn.Linear(2, 2)) is None
+
+
+def test_tables_of_angles():
+    angles = torch.arange(9)[:, None] * torch.logspace(0, -3, 8)
+    table_PR = torch.cat((angles.sin(), angles.cos()), dim=-1)
+    assert probe_angles(table_PR)
+    assert probe_angles(table_PR.bfloat16())
+    assert not probe_angles(table_PR.roll(8, dims=-1))  # cosines first
+    assert not probe_angles(table_PR[1:])  # positions from 1
+    assert not probe_angles(torch.rand(9, 16))
+    assert not probe_angles(table_PR[None])
+    assert not probe_angles(None)
+
+
+class OtherWords(nn.Linear):
+    def forward(self, input):
+        product = input @ self.weight.T
+        return product if self.bias is None else product + self.bias
+
+
+class Doubled(nn.Linear):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Scaled(nn.Linear):
+    """Keeps a number that it may or may not use."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = 1.0
+
+    def forward(self, input):
+        return super().forward(input) * self.scale
+
+
+class Shy(nn.Linear):
+    """Computes nothing of its own, so someone else knows why it is."""
+
+
+class Broken(nn.Linear):
+    def forward(self, input):
+        raise ValueError
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layers_in_other_words(bias):
+    assert probe_linear(nn.Linear(7, 4, bias))
+    assert probe_linear(OtherWords(7, 4, bias))
+    for kind in (Doubled, Scaled, Shy, Broken):
+        assert not probe_linear(kind(7, 4, bias))
+    assert not probe_linear(nn.Embedding(7, 4))
+    with_more = OtherWords(7, 4, bias)
+    with_more.register_buffer("more", torch.zeros(1))
+    assert not probe_linear(with_more)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

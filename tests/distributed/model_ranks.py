@@ -261,14 +261,17 @@ def collectives_of_a_token(model, group, **inputs):
     return rounds[1] - rounds[0]
 
 
-FEW_HEADS = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}  # that two ranks cannot share
+ONE_HEAD = {"num_attention_heads": 1, "num_key_value_heads": 1}  # that two ranks cannot share
+FALCON, GPTJ = WHOLE["falcon, one KV head"][1], WHOLE["gpt-j"][1]
 PARALLEL = {
-    name: (config, {**WHOLE["phi"][1], **fields})
-    for name, config, fields in (
-        ("both halves", "PhiConfig", {"intermediate_size": 256}),
-        ("attention", "PhiConfig", {"intermediate_size": 96}),
-        ("MLP", "CohereConfig", {"intermediate_size": 256, **FEW_HEADS}),
-        ("neither", "CohereConfig", {"intermediate_size": 96, **FEW_HEADS}),
+    name: (config, {**sizes, **fields})
+    for name, config, sizes, fields in (
+        ("both halves", "PhiConfig", WHOLE["phi"][1], {"intermediate_size": 256}),
+        ("attention", "PhiConfig", WHOLE["phi"][1], {"intermediate_size": 96}),
+        ("MLP", "CohereConfig", WHOLE["phi"][1], {"intermediate_size": 256, **ONE_HEAD}),
+        ("neither", "CohereConfig", WHOLE["phi"][1], {"intermediate_size": 96, **ONE_HEAD}),
+        ("five heads for two", "FalconConfig", FALCON, {}),
+        ("angles of its own", "GPTJConfig", GPTJ, {}),
     )
 }
 

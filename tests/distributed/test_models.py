@@ -125,7 +125,7 @@ def test_one_synchronisation_a_parallel_layer(name, parallel):
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(logits, parallel[0][name][0])
         assert torch.equal(ids, tokens)
-        assert more == 3 + (0 if name == "neither" else len(model.model.layers))
+        assert more == 3 + (0 if name == "neither" else model.config.num_hidden_layers)
 
 
 def test_two_synchronisations_a_layer():

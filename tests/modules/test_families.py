@@ -1,13 +1,15 @@
 """Every family: what matches gives the original's tokens, what does not is left alone with a reason."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 
 import torch_cpullm
 from torch_cpullm.modules.attention import calls
-from torch_cpullm.ops import block
+from torch_cpullm.modules.notice import FallbackWarning
+from torch_cpullm.ops import block, layers
 from torch_cpullm.testing.models import ATTENTION_ONLY, LEFT_ALONE, WHOLE, tiny_model
 
 MATCHING = {**WHOLE, **ATTENTION_ONLY}
@@ -71,7 +73,8 @@ def test_what_does_not_match_is_left_alone(family):
 
 def test_reasons_are_the_true_ones():
     reasons = {}
-    for family in ("granite", "olmo2", "gpt-oss", "llama, head size 24", "phi, head norms", "cohere, head norms"):
+    families = ("granite", "olmo2", "gpt-oss", "llama, head size 24", "phi, head norms", "cohere, head norms")
+    for family in (*families, "falcon, alibi", "bloom"):
         ours = torch_cpullm.optimize(tiny_model(*LEFT_ALONE[family]), "keep", "keep")
         reasons[family] = " ".join(row.reason for row in torch_cpullm.explain(ours).left_alone)
     assert "differs from the original's" in reasons["granite"]  # its residual multiplier is found by computing
@@ -79,7 +82,49 @@ def test_reasons_are_the_true_ones():
     assert "q_layernorm (LayerNorm) plays no part that is known" in reasons["phi, head norms"]
     assert "q_norm (CohereLayerNorm) does not compute" in reasons["cohere, head norms"]  # gains of each head
     assert "attention sinks" in reasons["gpt-oss"]
+    assert "a mask that adds to the scores" in reasons["falcon, alibi"]
+    assert "position_embeddings (cos, sin) were not passed" in reasons["bloom"]
     assert "head size 24" in reasons["llama, head size 24"]
+
+
+def test_layers_that_return_a_tuple_still_do():
+    """And are found by what they return, not by their arguments."""
+    stock = tiny_model(*WHOLE["llama"])
+    layer_class = type(stock.model.layers[0])
+
+    class WithWeights(layer_class):
+        def forward(self, hidden_states, output_attentions=False, **kwargs):
+            return super().forward(hidden_states, **kwargs)
+
+    for layer in stock.model.layers:
+        layer.__class__ = WithWeights
+    for model in (stock, tiny_model(*WHOLE["gpt-j"]), tiny_model(*WHOLE["falcon"])):
+        prompt = padded_prompt()
+        expected = tokens(model, prompt)
+        ours = torch_cpullm.optimize(model, "keep", "keep")
+        assert len(fused(ours)) == model.config.num_hidden_layers
+        assert torch.equal(tokens(ours, prompt), expected)
+        layer = ours.get_submodule(ours._cpullm_layers[0])
+        assert layer._cpullm.structure.returns_tuple is (model is not stock)
+
+
+def test_masks_that_are_added_are_read(monkeypatch):
+    """Of GPT-J, whose attention is its own: what shows or hides is taken, anything else goes the long way."""
+    stock = tiny_model(*WHOLE["gpt-j"])
+    ours = torch_cpullm.optimize(copy.deepcopy(stock), "keep", "keep")
+    ids = torch.randint(3, 90, (1, 9))
+    mask = torch.zeros(1, 1, 9, 9).masked_fill(torch.ones(9, 9).triu(1).bool(), torch.finfo(torch.float32).min)
+    mask[..., 5:, 1] = -torch.inf
+    taken = []
+    parallel = layers.decoder_layers
+    monkeypatch.setattr(layers, "decoder_layers", lambda *a: (taken.append(1), parallel(*a))[1])
+    for bias in (0.0, -1.5):
+        mask[..., 4:, 2] = bias
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)
+            got, expected = (model(ids, attention_mask=mask, use_cache=False).logits for model in (ours, stock))
+        assert torch.allclose(got, expected, atol=1e-3)
+        assert len(taken) == 2  # both layers, the first time
 
 
 def test_encoder_decoder_is_not_broken():
@@ -129,7 +174,9 @@ def test_layers_that_do_not_rotate_are_found(family):
     assert [layer._cpullm.structure.attention.rotates for layer in ours.model.layers] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("family", ["phi", "gpt neox", "stablelm, parallel", "cohere", "cohere2"])
+@pytest.mark.parametrize(
+    "family", ["phi", "gpt neox", "stablelm, parallel", "cohere", "cohere2", "falcon", "falcon, one KV head", "gpt-j"]
+)
 def test_parallel_layers_are_one_op(family, monkeypatch):
     ours = torch_cpullm.optimize(tiny_model(*WHOLE[family]), "keep", "keep")
     monkeypatch.setattr(block, "attention_block", None)

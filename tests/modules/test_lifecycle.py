@@ -163,6 +163,18 @@ def test_optimize_twice(int8):
     tokens(int8)
 
 
+def test_a_module_is_of_its_own_class_again():
+    """Falcon's linear layers are of a subclass."""
+    stock = tiny_model(*WHOLE["falcon"])
+    classes = [type(module) for module in stock.modules()]
+    ours = torch_cpullm.optimize(copy.deepcopy(stock), "keep", "keep")
+    assert all(isinstance(layer.mlp.dense_h_to_4h, PackedLinear) for layer in ours.transformer.h)
+    back = torch_cpullm.restore(pickle.loads(pickle.dumps(ours)))
+    assert [type(module) for module in back.modules()] == classes
+    for one, other in zip(back.parameters(), stock.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("weights", ["keep", "bf16"])
 def test_restore_is_exact_where_nothing_was_rounded(weights):
     stock = bundled_model(torch.bfloat16)

@@ -144,6 +144,7 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+OLD = {name: SIZES[name] for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")}
 FAMILIES = {
     "llama": ("LlamaConfig", SIZES),
     "llama, one KV head": ("LlamaConfig", {**SIZES, "num_key_value_heads": 1}),
@@ -162,6 +163,9 @@ FAMILIES = {
     "phi, two KV heads": ("PhiConfig", {**SIZES, "num_attention_heads": 12, "num_key_value_heads": 2}),
     "gpt neox": ("GPTNeoXConfig", SIZES),
     "cohere": ("CohereConfig", SIZES),
+    "falcon": ("FalconConfig", {**OLD, "new_decoder_architecture": True, "num_kv_heads": 3}),
+    "falcon, seven heads": ("FalconConfig", {**OLD, "hidden_size": 7 * 16, "num_attention_heads": 7, "bias": True}),
+    "gpt-j": ("GPTJConfig", {"n_embd": 192, "n_head": 12, "n_layer": 2, "rotary_dim": 8, "vocab_size": 200}),
 }
 KEEP = Config(weights="keep", kv_cache="keep")
 IDS = torch.randint(3, 128, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -188,7 +192,10 @@ def test_the_terms_of_all_ranks_are_the_whole(family, size):
         assert (got - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("family", ["llama, one KV head", "qwen3", "phi3", "gemma2", "phi", "gpt neox", "cohere"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama, one KV head", "qwen3", "phi3", "gemma2", "phi", "gpt neox", "cohere", "falcon, seven heads", "gpt-j"],
+)
 def test_every_rank_generates_the_tokens_of_one(family):
     """Each with the pages of its own KV heads."""
     stock = tiny_model(*FAMILIES[family])

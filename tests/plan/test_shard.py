@@ -109,7 +109,7 @@ def test_shares_differ_by_one(count, size):
 def test_each_query_head_is_with_its_kv_head(kv_heads, each, size):
     block = attention(kv_heads * each, kv_heads)
     shares = everyone(lambda shard: share_heads(block, shard), size)
-    if size > kv_heads and (size % kv_heads or each % (size // kv_heads)):
+    if size > kv_heads and (size % kv_heads or each < size // kv_heads):
         assert shares == [None] * size
         return
     assert covers([heads.query for heads in shares], block.heads)
@@ -128,7 +128,10 @@ def test_each_query_head_is_with_its_kv_head(kv_heads, each, size):
         (32, 8, Shard(2, 3), Heads(Span(24, 32), Span(6, 8))),
         (14, 2, Shard(1, 2), Heads(Span(7, 14), Span(1, 2))),
         (14, 2, Shard(0, 3), None),
-        (14, 2, Shard(0, 4), None),  # 7 query heads for 2 ranks
+        (14, 2, Shard(2, 4), Heads(Span(7, 11), Span(1, 2))),  # 7 query heads for 2 ranks
+        (14, 2, Shard(3, 4), Heads(Span(11, 14), Span(1, 2))),
+        (71, 1, Shard(1, 2), Heads(Span(36, 71), Span(0, 1))),
+        (4, 2, Shard(0, 8), None),
         (16, 2, Shard(3, 4), Heads(Span(12, 16), Span(1, 2))),
         (4, 1, Shard(2, 4), Heads(Span(2, 3), Span(0, 1))),
     ],

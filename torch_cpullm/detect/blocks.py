@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from torch_cpullm.detect.probes import NormProbe, probe_activation, probe_norm
+from torch_cpullm.detect.probes import NormProbe, probe_activation, probe_angles, probe_linear, probe_norm
 from torch_cpullm.detect.structure import AttentionStructure, MlpStructure
 
 _MAX_CHANNELS = 256  # csrc/layout/kv_page.h, kMaxHeadChannels
@@ -16,6 +16,7 @@ _MAX_CHANNELS = 256  # csrc/layout/kv_page.h, kMaxHeadChannels
 _OUTPUTS = ("o_proj", "dense", "out_proj")
 _IN_GROUPS = "query_key_value"
 _HEAD_SIZES = ("head_dim", "head_size")
+_ANGLES = "embed_positions"
 _ACTIVATIONS = ("act_fn", "activation_fn", "act")
 _MLPS = (
     ("gate_up_proj", "down_proj"),
@@ -54,8 +55,8 @@ def match_norm(parent: nn.Module, name: str) -> NormProbe:
 
 def _linear(parent: nn.Module, name: str) -> nn.Linear:
     child = getattr(parent, name, None)
-    if type(child) is not nn.Linear:
-        raise Mismatch(f"{name} is {type(child).__name__}, not a plain Linear" if child is not None else f"no {name}")
+    if not isinstance(child, nn.Linear) or not probe_linear(child):
+        raise Mismatch(f"{name} is {type(child).__name__}, no Linear" if child is not None else f"no {name}")
     return child
 
 
@@ -81,8 +82,8 @@ def match_attention(
         Mismatch: the message is the reason.
     """
     channels, index, scale = (_scalar(attention, *names) for names in (_HEAD_SIZES, ("layer_idx",), ("scaling",)))
-    if channels is None or index is None or scale is None:
-        raise Mismatch(f"{name} lacks head_dim, layer_idx or scaling")
+    if channels is None or index is None:
+        raise Mismatch(f"{name} lacks head_dim or layer_idx")
     width = int(channels)
     if width % 16 or not 16 <= width <= _MAX_CHANNELS:
         raise Mismatch(f"head size {width}: the kernels take multiples of 16 up to {_MAX_CHANNELS}")
@@ -114,6 +115,7 @@ def match_attention(
     if any(norm_bias(attention, part) is not None for part in head_norms):
         raise Mismatch("q_norm and k_norm have biases")
     require_known(attention, (*qkv, output_name, *head_norms))
+    angle_table = _ANGLES if probe_angles(getattr(attention, _ANGLES, None)) else None
     structure = AttentionStructure(
         path=name,
         qkv=qkv,
@@ -123,11 +125,12 @@ def match_attention(
         heads=heads,
         kv_heads=kv_heads,
         channels=width,
-        scale=scale,
+        scale=width**-0.5 if scale is None else scale,
         soft_cap=_scalar(attention, "attn_logit_softcapping") or 0.0,
         layer_index=int(index),
         qkv_in_groups=fused == _IN_GROUPS,
-        rope_pairs=rope_pairs,
+        rope_pairs=rope_pairs or angle_table is not None,
+        angle_table=angle_table,
     )
     return structure, norms
 

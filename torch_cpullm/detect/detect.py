@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_cpullm.detect.blocks import Mismatch
 from torch_cpullm.detect.layers import find_candidates, match_layer
-from torch_cpullm.detect.probes import probe_rope
+from torch_cpullm.detect.probes import probe_linear, probe_rope
 from torch_cpullm.detect.structure import (
     Dtype,
     EmbeddingStructure,
@@ -30,7 +30,7 @@ def _dtype_name(dtype: torch.dtype) -> Dtype | None:
 
 def _why_not_linear(module: nn.Linear) -> str | None:
     weight = module.weight
-    if type(module) is not nn.Linear:
+    if not probe_linear(module):
         return f"{type(module).__name__} is not the plain Linear"
     if weight.device.type != "cpu":
         return f"its weight is on {weight.device.type}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,8 +18,9 @@ from torch_cpullm.detect.blocks import (
 )
 from torch_cpullm.detect.structure import LayerStructure
 
-_ATTENTIONS = ("self_attn", "attention", "self_attention")
-_FIRST_NORM, _SECOND_NORM = "input_layernorm", "post_attention_layernorm"
+_ATTENTIONS = ("self_attn", "attention", "self_attention", "attn")
+_NORMS = (("input_layernorm", "post_attention_layernorm"), ("ln_1", "ln_2"), ("ln_attn", "ln_mlp"))
+_BESIDE = "ln_attn"  # a norm of attention's own, beside one of the MLP's
 _PLACE = ("layer_idx", "training")
 _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 
@@ -58,13 +60,13 @@ def find_candidates(model: nn.Module) -> list[Candidate]:
 
 
 def _find_norms(layer: nn.Module) -> _Norms:
+    first, second = next((pair for pair in _NORMS if getattr(layer, pair[0], None) is not None), _NORMS[0])
     if hasattr(layer, _SANDWICH[0]):
-        return _Norms(_FIRST_NORM, _SECOND_NORM, *_SANDWICH, parallel=False)
-    if getattr(layer, _SECOND_NORM, None) is None:  # one norm can serve both halves only where both read its rows
-        return _Norms(_FIRST_NORM, None, _FIRST_NORM, None, parallel=True)
-    return _Norms(
-        _FIRST_NORM, None, _SECOND_NORM, None, parallel=getattr(layer, "use_parallel_residual", False) is True
-    )
+        return _Norms(first, second, *_SANDWICH, parallel=False)
+    if getattr(layer, second, None) is None:  # one norm can serve both halves only where both read its rows
+        return _Norms(first, None, first, None, parallel=True)
+    parallel = first == _BESIDE or getattr(layer, "use_parallel_residual", False) is True
+    return _Norms(first, None, second, None, parallel=parallel)
 
 
 def _settings(module: nn.Module) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ def match_layer(candidate: Candidate, rope_pairs: bool) -> tuple[LayerStructure,
         offset=probes[0].offset,
         centred=probes[0].centred,
         parallel=norms.parallel,
+        returns_tuple="output_attentions" in inspect.signature(type(layer).forward).parameters,
         settings=(*_settings(layer), *_settings(attention)),
     )
     return matched, reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,6 +81,50 @@ def probe_activation(activation: object) -> ActivationName | None:
         if torch.allclose(got, expected, atol=1e-6, rtol=1e-6):
             return name
     return None
+
+
+def probe_linear(module: nn.Module) -> bool:
+    """Whether it is a Linear that may be packed: the plain one, or a subclass that computes the same in other words.
+
+    A subclass is tried on small weights of its own. One that inherits forward has another reason to be, such as
+    somebody who reads its weight past it; one that keeps more than a Linear does may use it.
+    """
+    kind: Any = type(module)
+    if not isinstance(module, nn.Linear):
+        return False
+    if kind is nn.Linear:
+        return True
+    known = {*vars(nn.Linear(1, 1)), "_is_hf_initialized"}
+    tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if kind.forward is nn.Linear.forward or not set(vars(module)) <= known or not tensors <= {"weight", "bias"}:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    twin: Any = kind.__new__(kind)
+    nn.Module.__init__(twin)
+    twin.in_features, twin.out_features = 5, 3
+    twin.weight = nn.Parameter(torch.randn(3, 5, generator=generator))
+    has_bias = getattr(module, "bias", None) is not None
+    bias_N = nn.Parameter(torch.randn(3, generator=generator)) if has_bias else None
+    twin.register_parameter("bias", bias_N)
+    x_MK = torch.randn(2, 5, generator=generator)
+    with torch.no_grad():
+        try:
+            got = twin(x_MK)
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+        expected_MN = nn.functional.linear(x_MK, twin.weight, twin.bias)
+    same = isinstance(got, torch.Tensor) and got.shape == expected_MN.shape
+    return same and torch.allclose(got, expected_MN, atol=_TOLERANCE)
+
+
+def probe_angles(table: object) -> bool:
+    """Whether it is a table [positions, R] of the sines of all angles, then their cosines, of one row a position."""
+    if not isinstance(table, torch.Tensor) or table.dim() != 2 or table.shape[0] < 2 or table.shape[1] % 2:
+        return False
+    sin_PR, cos_PR = table[:64].float().chunk(2, dim=-1)
+    circle = torch.allclose(sin_PR**2 + cos_PR**2, torch.ones(()), atol=2e-2)  # in bfloat16
+    begins = not bool(sin_PR[0].any()) and bool((cos_PR[0] == 1).all())
+    return circle and begins and bool((sin_PR[1] > 0).all())
 
 
 def probe_rope(module: nn.Module) -> bool | None:

@@ -27,7 +27,8 @@ class AttentionStructure:
 
     `qkv` names three projections, or one fused one with the rows of q, k and v in that order, or `qkv_in_groups`: for
     each KV head those of its query heads, its key and its value. `rope_pairs`: channels (i, i + 1) turn together, not
-    (i, i + R/2). One that does not `rotate` takes no notice of positions.
+    (i, i + R/2). `angle_table`: the buffer in which it looks up sines and cosines of its positions; None: the layer is
+    called with them. One that does not `rotate` takes no notice of positions.
     """
 
     path: str
@@ -43,6 +44,7 @@ class AttentionStructure:
     layer_index: int
     qkv_in_groups: bool = field(default=False, metadata=LEFT_OUT)
     rope_pairs: bool = field(default=False, metadata=LEFT_OUT)
+    angle_table: str | None = field(default=None, metadata=LEFT_OUT)
     rotates: bool = field(default=True, metadata=LEFT_OUT)
 
 
@@ -68,7 +70,8 @@ class LayerStructure:
     share `eps` and `offset` (0, or 1 for zero-centred gains), and are RMS norms or, `centred`, layer norms.
 
     `parallel`: norm and attention, norm and MLP read the same hidden, and one residual takes both; the two norms may be
-    one and the same. `settings`: numbers and words that the layer and its attention keep beside their modules.
+    one and the same. `returns_tuple`: hidden is the first of what its forward returns, the attention's weights or None
+    the second. `settings`: numbers and words that the layer and its attention keep beside their modules.
     """
 
     path: str
@@ -83,6 +86,7 @@ class LayerStructure:
     offset: float
     centred: bool = field(default=False, metadata=LEFT_OUT)
     parallel: bool = field(default=False, metadata=LEFT_OUT)
+    returns_tuple: bool = field(default=False, metadata=LEFT_OUT)
     settings: tuple[str, ...] = field(default=(), metadata=LEFT_OUT)
 
     def unrotated(self) -> LayerStructure:
@@ -107,6 +111,7 @@ class LayerStructure:
                 attention.qkv,
                 attention.qkv_in_groups,
                 attention.rope_pairs,
+                attention.angle_table,
             ),
             (attention.query_norm, attention.key_norm),
             (mlp.activation, mlp.gate_up, mlp.gated) if mlp else None,

@@ -10,7 +10,7 @@ calls, and give the same bits. Anything else, and any hook that would not be cal
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,20 +19,21 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from torch_cpullm.generate.masks import of_tokens, visible
 from torch_cpullm.kv import PagedCache
 from torch_cpullm.ops.layers import LayerStack, decoder_layers
 
 _AHEAD = 64  # tokens whose angles are made at a time
 _CAPTURING = "transformers.utils.output_capturing"
+Rotary = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""rotary(like_BTD, position_ids=position_BT) -> cos, sin [B, T, R]: a module of the model, or its layers' table."""
 _CHANGING_ROPES = ("dynamic", "longrope")  # frequencies follow the length of the text: one token at a time
 
 
 class Step:
     """Calls the modules of a step itself."""
 
-    def __init__(
-        self, ends: Ends, stack: LayerStack, rotary: nn.Module, position_B1: torch.Tensor, masked: bool
-    ) -> None:
+    def __init__(self, ends: Ends, stack: LayerStack, rotary: Rotary, position_B1: torch.Tensor, masked: bool) -> None:
         """Begin at the tokens of `position_B1`; `masked`: the layers are told which tokens count."""
         self._ends, self._stack, self._rotary, self._masked = ends, stack, rotary, masked
         self._position_B1 = position_B1
@@ -66,7 +67,7 @@ class Step:
             apart: the head is one that ranks share, and its rows here are enough.
         """
         hidden_B1D = self._ends.embedding(token_B1)
-        mask = _for_layers(mask_BT) if self._masked and mask_BT is not None else None
+        mask = of_tokens(mask_BT) if self._masked and mask_BT is not None else None
         kv = cache.open(len(token_B1), 1)
         hidden_B1D = decoder_layers(hidden_B1D, self._stack, self.rope(hidden_B1D), kv, mask)
         cache.close(1)
@@ -111,9 +112,19 @@ class _Call:
         return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
 
     @property
+    def hidden(self) -> Any:
+        """What a layer handed on."""
+        return self.output[0] if isinstance(self.output, tuple) else self.output
+
+    @property
     def rope(self) -> Any:
-        """A layer's cos and sin."""
+        """A layer's cos and sin; None where it looks up its own."""
         return self.kwargs.get("position_embeddings")
+
+    @property
+    def positions(self) -> Any:
+        """A layer's."""
+        return self.kwargs.get("position_ids")
 
     @property
     def mask(self) -> Any:
@@ -174,29 +185,39 @@ class Watch:
             return None
         calls = {module: each[0] for module, each in self._calls.items()}
         layers, first, last = [calls[layer] for layer in self._layers], calls[self._layers[0]], calls[self._layers[-1]]
-        norm = next((m for m, call in calls.items() if call.input is last.output), None)
-        rotary = next((m for m, call in calls.items() if call.output is first.rope), None)
+        norm = next((m for m, call in calls.items() if call.input is last.hidden), None)
+        rotary = self._rotary(calls)
         stack = type(self._layers[0]).stack(self._layers)
         if norm is None or rotary is None or stack is None:
             return None
         followed = (
             _is_same(calls[self._embedding].input, token_B1)
             and first.input is calls[self._embedding].output
-            and all(after.input is before.output for before, after in itertools.pairwise(layers))
-            and all(call.rope is first.rope and call.mask is first.mask for call in layers)
+            and all(after.input is before.hidden for before, after in itertools.pairwise(layers))
+            and all(call.rope is first.rope and call.positions is first.positions for call in layers)
+            and all(call.mask is first.mask for call in layers)
             and not any(m.why_not_fused(calls[m].input, calls[m].args[1:], calls[m].kwargs) for m in self._layers)
             and _is_same(calls[self._head].input, calls[norm].output)
             and calls[self._head].output is logits
             and all(call.is_untouched for call in calls.values())
-            and (first.mask is None or (mask_BT is not None and torch.equal(first.mask, _for_layers(mask_BT))))
+            and (first.mask is None or _is_of_tokens(first.mask, mask_BT))
         )
         if not followed:
             return None
         step = Step(Ends(self._embedding, norm, self._head), stack, rotary, position_B1, masked=first.mask is not None)
-        if not all(torch.equal(mine, theirs) for mine, theirs in zip(step.rope(first.input), first.rope, strict=True)):
+        rope = rotary(first.input, position_ids=first.positions) if first.rope is None else first.rope
+        if not all(torch.equal(mine, theirs) for mine, theirs in zip(step.rope(first.input), rope, strict=True)):
             return None
         step.advance()
         return step
+
+    def _rotary(self, calls: dict[nn.Module, _Call]) -> Rotary | None:
+        """Who made the layers' angles; None where there are several, or nobody that was seen."""
+        tables = [layer.angles() for layer in self._layers]
+        if any(tables):
+            return tables[0] if all(table and table.is_like(tables[0]) for table in tables) else None
+        rope = calls[self._layers[0]].rope
+        return next((module for module, call in calls.items() if call.output is rope), None)
 
 
 def _sees_all(config: Any, longest: int | None) -> bool:
@@ -221,6 +242,9 @@ def _is_same(a: Any, b: torch.Tensor) -> bool:
     return isinstance(a, torch.Tensor) and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.dtype == b.dtype
 
 
-def _for_layers(mask_BT: torch.Tensor) -> torch.Tensor:
-    """[B, 1, 1, T], bool."""
-    return mask_BT.bool()[:, None, None]
+def _is_of_tokens(mask: torch.Tensor, mask_BT: torch.Tensor | None) -> bool:
+    """Whether a layer's mask shows all tokens that count, and no others."""
+    seen = visible(mask)
+    if seen is None or mask_BT is None:
+        return seen is not None and bool(seen.all())
+    return torch.equal(seen, of_tokens(mask_BT))

@@ -24,15 +24,17 @@ class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[override]
             format: of the bytes.
         """
         owner = (source,) if isinstance(source, PackedLinear) else None
-        state = PackedState(format, embedding.weight.dtype, embedding.weight.requires_grad, owner=owner)
+        trainable = embedding.weight.requires_grad
+        state = PackedState(format, embedding.weight.dtype, trainable, type(embedding), owner=owner)
         del embedding.weight
         embedding.__class__ = PackedEmbedding
         embedding.begin(None if isinstance(source, PackedLinear) else source, state)  # type: ignore[operator]
 
     def give_back(self) -> None:
-        """Turn back into a plain Embedding with the table dequantised."""
+        """Turn back into the Embedding it was, with the table dequantised."""
+        original = self._packed_state.original
         weight = self.end()
-        self.__class__ = nn.Embedding  # type: ignore[assignment]
+        self.__class__ = original  # type: ignore[assignment]
         self.register_parameter("weight", weight)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

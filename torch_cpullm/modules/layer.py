@@ -11,6 +11,8 @@ from torch import nn
 from torch_cpullm.detect.structure import LayerStructure
 from torch_cpullm.errors import UnsupportedModelError
 from torch_cpullm.formats import KvFormat
+from torch_cpullm.generate.angles import AngleTable
+from torch_cpullm.generate.masks import visible
 from torch_cpullm.kv import LayerSpec, PagedCache
 from torch_cpullm.kv.cache import PagedLayer
 from torch_cpullm.modules.notice import warn_once
@@ -31,8 +33,8 @@ class FusedLayer:
     _cpullm: FusedParts
     training: bool
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As the original; hidden_states [B, T, D] in and out."""
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the original; hidden_states [B, T, D] in and out, alone or with attention weights, which are None."""
         reason = self.why_not_fused(hidden_states, args, kwargs)
         weights = None if reason else _weights(self)
         if weights is None:
@@ -43,12 +45,21 @@ class FusedLayer:
                     f"share, but {reason}"
                 )
             warn_once(f"{type(self).__name__} runs its original forward: {reason}")
-            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
-        attention, mlp = weights
+            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        out_BTD = self._fused_forward(hidden_states, *weights, kwargs)
+        return (out_BTD, None) if self._cpullm.structure.returns_tuple else out_BTD
+
+    def _fused_forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention: ops.AttentionWeights,
+        mlp: ops.MlpWeights | None,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
         parts = self._cpullm
         batch, tokens = hidden_states.shape[:2]
         slot = _slot(parts, batch, tokens, kwargs)
-        kv, rope_BTR, mask = slot.open(batch, tokens), parts.rope(kwargs), kwargs.get("attention_mask")
+        kv, rope_BTR, mask = slot.open(batch, tokens), self._rope(hidden_states, kwargs), _mask(kwargs)
         if parts.structure.parallel and mlp is not None:
             stack = stack_layers([LayerWeights(attention, mlp)], parts.layer_numbers)
             out_BTD = layer_ops.decoder_layers(hidden_states, stack, rope_BTR, KvLayers([kv.pages], *kv[1:]), mask)
@@ -77,14 +88,31 @@ class FusedLayer:
             return f"past_key_values is a {type(cache).__name__}, not the paged cache generate() makes by itself"
         if kwargs.get("cache") is not None:
             return "continuous batching brings its own cache"
-        mask = kwargs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() != 4):
-            return "attention_mask is not a boolean mask of four dimensions"
+        if kwargs.get("attention_mask") is not None and _mask(kwargs) is None:
+            return "attention_mask is no mask of four dimensions that shows or hides tokens"
         if hidden.device.type != "cpu":
             return f"hidden states are on {hidden.device.type}"
-        if not isinstance(kwargs.get("position_embeddings"), tuple):
-            return "position_embeddings (cos, sin) were not passed"
-        return None
+        return self._why_no_angles(kwargs)
+
+    def _why_no_angles(self, kwargs: dict[str, Any]) -> str | None:
+        if self._cpullm.structure.attention.angle_table is None:
+            passed = isinstance(kwargs.get("position_embeddings"), tuple)
+            return None if passed else "position_embeddings (cos, sin) were not passed"
+        return None if isinstance(kwargs.get("position_ids"), torch.Tensor) else "position_ids were not passed"
+
+    def angles(self) -> AngleTable | None:
+        """The table that its attention looks up its positions in; None: it is called with cos and sin."""
+        attention = self._cpullm.structure.attention
+        if attention.angle_table is None:
+            return None
+        return AngleTable(self._modules[attention.path]._buffers[attention.angle_table])  # type: ignore[attr-defined]
+
+    def _rope(self, hidden_BTD: torch.Tensor, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin [B or 1, T, R]; of no channels where it does not rotate."""
+        table = self.angles()
+        cos_BTR, sin_BTR = table(hidden_BTD, kwargs["position_ids"]) if table else kwargs["position_embeddings"]
+        rotates = self._cpullm.structure.attention.rotates
+        return (cos_BTR, sin_BTR) if rotates else (cos_BTR[..., :0], sin_BTR[..., :0])
 
     @staticmethod
     def stack(layers: Sequence[FusedLayer]) -> LayerStack | None:
@@ -129,11 +157,6 @@ class FusedParts:
         )
         self.mlp_group = group if self.share.columns else 0
 
-    def rope(self, kwargs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cos and sin that the layer was called with, [B or 1, T, R]; of no channels where it does not rotate."""
-        cos_BTR, sin_BTR = kwargs["position_embeddings"]
-        return (cos_BTR, sin_BTR) if self.structure.attention.rotates else (cos_BTR[..., :0], sin_BTR[..., :0])
-
     @property
     def layer_numbers(self) -> LayerNumbers:
         """Of a layer that is fused as a whole."""
@@ -158,6 +181,14 @@ def fused_class(original: type[nn.Module]) -> type[nn.Module]:
     return _classes[original]
 
 
+def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: KvFormat, group: int = 0) -> FusedParts:
+    """Give a layer its fused class; its linear layers must be packed already. `group`: of the ranks that share it."""
+    parts = FusedParts(plan, kv_format, group)
+    layer.__class__ = fused_class(type(layer))
+    vars(layer)["_cpullm"] = parts
+    return parts
+
+
 def _rebuild(original: type[nn.Module]) -> nn.Module:
     made = fused_class(original)
     return made.__new__(made)
@@ -173,6 +204,10 @@ def _cache(kwargs: dict[str, Any]) -> Any:
     """What a layer is told to remember keys and values in, by either of the names that models have for it."""
     cache = kwargs.get("past_key_values")
     return kwargs.get("layer_past") if cache is None else cache
+
+
+def _mask(kwargs: dict[str, Any]) -> torch.Tensor | None:
+    return visible(kwargs.get("attention_mask"))
 
 
 def _slot(parts: FusedParts, batch: int, tokens: int, kwargs: dict[str, Any]) -> PagedLayer:

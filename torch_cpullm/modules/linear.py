@@ -33,7 +33,12 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
         """Turn `linear` into a PackedLinear in place and drop its weight."""
         tied = (tied_to,) if tied_to else None
         state = PackedState(
-            format, linear.weight.dtype, linear.weight.requires_grad, tied=tied, multiplier_K=multiplier_K
+            format,
+            linear.weight.dtype,
+            linear.weight.requires_grad,
+            type(linear),
+            tied=tied,
+            multiplier_K=multiplier_K,
         )
         del linear.weight
         linear.__class__ = PackedLinear
@@ -60,9 +65,10 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[override]
         vars(self)["_packed_state"] = replace(self._packed_state, multiplier_K=None, part=part)
 
     def give_back(self) -> None:
-        """Turn back into a plain Linear with the weight dequantised, or tied again."""
+        """Turn back into the Linear it was, with the weight dequantised, or tied again."""
+        original = self._packed_state.original
         weight = self.end()
-        self.__class__ = nn.Linear  # type: ignore[assignment]
+        self.__class__ = original  # type: ignore[assignment]
         self.register_parameter("weight", weight)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ class PackedState:
         format: of the bytes.
         dtype: the weight reads in.
         trainable: whether the weight was.
+        original: the module's class before.
         owner: the module whose bytes these are, None for its own; modules lie in tuples, so that nn.Module does not
             register them as children.
         tied: the module whose weight was this one.
@@ -34,6 +35,7 @@ class PackedState:
     format: WeightFormat
     dtype: torch.dtype
     trainable: bool
+    original: type[nn.Module]
     owner: tuple[PackedModule] | None = None
     tied: tuple[nn.Module] | None = None
     multiplier_K: torch.Tensor | None = None

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from torch_cpullm.detect import LayerStructure
+from torch_cpullm.generate.masks import visible
 from torch_cpullm.kv import LayerSpec, PagedCache
 
 # Of the largest output: 4096 float32 roundings of products summed in another order stay below 1e-5.
@@ -35,6 +36,14 @@ class Call:
 
     hidden_BTD: torch.Tensor
     kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The calls of a layer, and whether it returned hidden alone or the first of a tuple."""
+
+    calls: list[Call]
+    returns_tuple: bool
 
 
 @contextmanager
@@ -76,24 +85,35 @@ def prove_logits(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) 
         raise ProofError(f"the logits differ by {error:.1e} (allowed {allowed:.0e})")
 
 
-def record_calls(model: Any, paths: list[str]) -> dict[str, list[Call]]:
+def record_calls(model: Any, paths: list[str]) -> dict[str, Recording]:
     """Run `model` on a left-padded prompt and one more token; return what reached the layers at `paths`.
 
     Raises:
         ProofError: the model cannot be run on token ids alone.
     """
     calls: dict[str, list[Call]] = {path: [] for path in paths}
+    tuples: set[str] = set()
 
-    def recorder(path: str) -> Callable[..., None]:
+    def before(path: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = dict(kwargs)
             hidden = args[0] if args else values.pop("hidden_states")
+            seen = visible(values.get("attention_mask"))
+            values |= {} if seen is None else {"attention_mask": seen}
             calls[path].append(Call(_snapshot(hidden), {key: _snapshot(value) for key, value in values.items()}))
 
         return hook
 
+    def after(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, tuple):
+                tuples.add(path)
+
+        return hook
+
     layers = {path: model.get_submodule(path) for path in paths}
-    handles = [layer.register_forward_pre_hook(recorder(path), with_kwargs=True) for path, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(before(path), with_kwargs=True) for path, layer in layers.items()]
+    handles += [layer.register_forward_hook(after(path)) for path, layer in layers.items()]
     try:
         with evaluating(model):
             ids, mask = _trial_prompt(model)
@@ -102,7 +122,7 @@ def record_calls(model: Any, paths: list[str]) -> dict[str, list[Call]]:
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return {path: Recording(calls[path], path in tuples) for path in paths}
 
 
 def _snapshot(value: Any) -> Any:
@@ -122,6 +142,10 @@ def _replay(layer: Any, calls: list[Call], cache: Any, eager: bool) -> list[torc
                 kwargs[name] = cache
         if eager:
             kwargs["attention_mask"] = _additive(kwargs.get("attention_mask"), call.hidden_BTD)
+        else:
+            reason = layer.why_not_fused(call.hidden_BTD, (), kwargs)
+            if reason:
+                raise ProofError(reason)
         out = layer(call.hidden_BTD, **kwargs)
         outputs.append(out[0] if isinstance(out, tuple) else out)
     return outputs
@@ -134,8 +158,6 @@ def _additive(mask: torch.Tensor | None, hidden_BTD: torch.Tensor) -> torch.Tens
         if tokens == 1:
             return None
         mask = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).tril()
-    if mask.dtype != torch.bool:
-        return mask
     return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
@@ -166,14 +188,13 @@ def prove_layer(
     """
     if not calls:
         raise ProofError("the model's forward did not call it")
-    if any(
-        isinstance(c.kwargs.get("attention_mask"), torch.Tensor) and c.kwargs["attention_mask"].dtype != torch.bool
-        for c in calls
-    ):
-        raise ProofError("the model passes a mask that is not boolean")
+    masks = [call.kwargs.get("attention_mask") for call in calls]
+    if any(mask is not None and visible(mask) is None for mask in masks):
+        raise ProofError("the model passes a mask that adds to the scores")
     trial = copy.deepcopy(layer).float().eval()
-    attention = getattr(trial, structure.attention.path)
-    attention.config._attn_implementation = "eager"  # the copy's config: plain torch, the definition of its attention
+    config = getattr(getattr(trial, structure.attention.path), "config", None)
+    if config is not None:
+        config._attn_implementation = "eager"  # the copy's config: plain torch, the definition of its attention
     try:
         expected = _replay(trial, calls, DynamicCache(), eager=True)
         spec = fuse(trial)

@@ -12,6 +12,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from torch_cpullm.detect.probes import probe_linear
 from torch_cpullm.detect.structure import Dtype
 from torch_cpullm.errors import StoredModelError, UnsupportedModelError
 from torch_cpullm.formats import WeightFormat
@@ -204,7 +205,7 @@ def _take_over(
 ) -> None:
     """Give a plain module its packed weight. Tables that share a head's bytes come after the head."""
     module = _module(model, path)
-    if type(module) not in (nn.Linear, nn.Embedding):
+    if type(module) is not nn.Embedding and not probe_linear(module):
         raise StoredModelError(f"{path}: expected a Linear or an Embedding, got a {type(module).__name__}")
     owner = None if stored.owner is None else _module(model, stored.owner)
     if stored.owner is None and path not in packed:

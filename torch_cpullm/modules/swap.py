@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from torch_cpullm.errors import UnsupportedModelError
-from torch_cpullm.formats import F32, KvFormat
 from torch_cpullm.generate.model import PagedModel, paged_class
 from torch_cpullm.generate.ranks import Ranks
 from torch_cpullm.modules import attention
 from torch_cpullm.modules.embedding import PackedEmbedding
 from torch_cpullm.modules.fork import make_forks_safe
 from torch_cpullm.modules.joined import join_heads, require_same_model
-from torch_cpullm.modules.layer import FusedLayer, FusedParts, fused_class
+from torch_cpullm.modules.layer import FusedLayer, fuse_layer
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.modules.packing import Progress
-from torch_cpullm.modules.proof import Call, ProofError, prove_layer, prove_logits, record_calls, trial_logits
+from torch_cpullm.modules.proof import ProofError, prove_logits, trial_logits
+from torch_cpullm.modules.proven import proven
 from torch_cpullm.modules.weights import pack_weights
-from torch_cpullm.pack import pack_linear
 from torch_cpullm.plan import LayerPlan, Plan
 from torch_cpullm.plan.explain import Explanation, Row
-from torch_cpullm.plan.shard import EVERYTHING
 
 STATE = "_cpullm_state"
 _ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -74,65 +72,6 @@ def weight_bytes(model: nn.Module) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type == "cpu"}
     return sum(storages.values())
-
-
-def fuse_layer(layer: nn.Module, plan: LayerPlan, kv_format: KvFormat, group: int = 0) -> FusedParts:
-    """Give a layer its fused class; its linear layers must be packed already. `group`: of the ranks that share it."""
-    parts = FusedParts(plan, kv_format, group)
-    layer.__class__ = fused_class(type(layer))
-    vars(layer)["_cpullm"] = parts
-    return parts
-
-
-def _fuse_trial(plan: LayerPlan) -> Callable[[nn.Module], Any]:
-    """For a proof: pack a copy's linear layers in float32 and fuse it."""
-
-    def fuse(copy: nn.Module) -> Any:
-        structure = plan.structure
-        names = [(structure.attention.path, name) for name in (*structure.attention.qkv, structure.attention.output)]
-        if structure.mlp and plan.fuse_mlp:
-            names += [(structure.mlp.path, name) for name in (*structure.mlp.gate_up, structure.mlp.down)]
-        for parent, name in names:
-            linear = getattr(getattr(copy, parent), name)
-            PackedLinear.take_over(linear, pack_linear(linear, F32), F32, None)
-        return fuse_layer(copy, replace(plan, share=EVERYTHING), "f32").spec
-
-    return fuse
-
-
-def prove(model: nn.Module, plan: Plan) -> Plan:
-    """The plan without the layers whose fused twin does not give what the original gives."""
-    kinds: dict[tuple[object, ...], LayerPlan] = {}
-    for layer in plan.layers:
-        if layer.fuse_attention:
-            kinds.setdefault(layer.structure.kind(), layer)
-    if not kinds:
-        return plan
-    try:
-        calls = record_calls(model, [layer.structure.path for layer in kinds.values()])
-    except ProofError as failure:
-        for kind in kinds:
-            plan = plan.without(kind, str(failure))
-        return plan
-    for kind, layer in kinds.items():
-        recorded: list[Call] = calls[layer.structure.path]
-        fault = _why_unproven(model, layer, recorded)
-        if fault is None:
-            continue
-        # Some models have layers that leave rope out, and nothing else tells.
-        if _why_unproven(model, replace(layer, structure=layer.structure.unrotated()), recorded) is None:
-            plan = plan.unrotated(kind)
-        else:
-            plan = plan.without(kind, fault)
-    return plan
-
-
-def _why_unproven(model: nn.Module, layer: LayerPlan, calls: list[Call]) -> str | None:
-    try:
-        prove_layer(model.get_submodule(layer.structure.path), layer.structure, calls, _fuse_trial(layer))
-    except ProofError as failure:
-        return str(failure)
-    return None
 
 
 def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
@@ -212,7 +151,7 @@ def swap(
     attention_before = getattr(getattr(model, "config", None), "_attn_implementation", None)
     notes = [f"attention: {_use_slim_attention(model, plan, attention_before)}"]
     if plan.config.check:
-        plan = prove(model, plan)
+        plan = proven(model, plan)
     rows, fault = pack_weights(model, plan, calibration_NT, progress)
     if fault:
         notes.append(f"calibration texts were not used for all layers: {fault}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -105,10 +106,10 @@ class Plan:
         order = {linear.structure.path: index for index, linear in enumerate(self.linears)}
         return sorted(groups, key=lambda group: order[group[0].structure.path])
 
-    def unrotated(self, kind: tuple[object, ...]) -> Plan:
-        """The plan with all layers of one kind taking no notice of positions: what a proof has found."""
+    def amended(self, kind: tuple[object, ...], change: Callable[[LayerStructure], LayerStructure]) -> Plan:
+        """The plan with all layers of one kind as a proof has found that they are."""
         layers = tuple(
-            replace(layer, structure=layer.structure.unrotated()) if layer.structure.kind() == kind else layer
+            replace(layer, structure=change(layer.structure)) if layer.structure.kind() == kind else layer
             for layer in self.layers
         )
         return replace(self, layers=layers)

@@ -115,9 +115,10 @@ def share_heads(attention: AttentionStructure, shard: Shard) -> Heads | None:
         kv = share_of(kv_heads, shard)
         return Heads(kv.times(each), kv)
     ranks = shard.size // kv_heads  # that have the same KV head
-    if shard.size % kv_heads or each % ranks:
+    if shard.size % kv_heads or each < ranks:
         return None
-    return Heads(share_of(heads, shard), Span(shard.rank // ranks, shard.rank // ranks + 1))
+    kv_head = shard.rank // ranks
+    return Heads(share_of(each, Shard(shard.rank % ranks, ranks)).after(kv_head * each), Span(kv_head, kv_head + 1))
 
 
 def share_columns(width: int, shard: Shard) -> Span | None:

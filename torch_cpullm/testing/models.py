@@ -34,6 +34,16 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 _OLD: dict[str, Any] = {"vocab_size": 128, "hidden_size": 64, "num_attention_heads": 4, "pad_token_id": 0}
+_FALCON: dict[str, Any] = {**_OLD, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}
+_GPTJ: dict[str, Any] = {
+    "vocab_size": 128,
+    "n_positions": 256,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _MLA: dict[str, Any] = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16}
 _FEW: dict[str, Any] = {"num_hidden_layers": 2, "max_position_embeddings": 256}
 
@@ -65,6 +75,14 @@ WHOLE: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, parallel": ("StableLmConfig", {**_SIZES, "use_parallel_residual": True}),
     "cohere": ("CohereConfig", _SIZES),
     "cohere2": ("Cohere2Config", {**_SIZES, "sliding_window": 8, "num_hidden_layers": 4}),  # likewise
+    "falcon": ("FalconConfig", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, one KV head": ("FalconConfig", {**_FALCON, "num_attention_heads": 5, "hidden_size": 80, "bias": True}),
+    "falcon, one norm": (
+        "FalconConfig",
+        {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 4, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon, sequential": ("FalconConfig", {**_FALCON, "parallel_attn": False, "multi_query": False}),
+    "gpt-j": ("GPTJConfig", {**_GPTJ, "rotary_dim": 8}),
 }
 """Families whose decoder layers become two fused ops, or one where attention and MLP run in parallel."""
 
@@ -89,7 +107,7 @@ LEFT_ALONE: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
     ),
     "bloom": ("BloomConfig", {**_OLD, "n_layer": 2}),
-    "falcon": ("FalconConfig", {**_OLD, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2}),
+    "falcon, alibi": ("FalconConfig", {**_FALCON, "alibi": True}),
     "llama, head size 24": ("LlamaConfig", {**_SIZES, "head_dim": 24}),
     "gpt-oss": (
         "GptOssConfig",
