@@ -2,7 +2,6 @@
 // are parallel; checked and laid out first, then run in one parallel region. The bits are those of single calls, since
 // the stages are.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include <deque>
@@ -96,17 +95,17 @@ at::Tensor decoder_layers(const at::Tensor& hidden, at::TensorList qkv, at::Tens
   }
   const at::Tensor rows = hidden.contiguous();
   // What comes next reads what came before wrote, and writes where that had read.
-  at::Tensor between = at::empty_like(rows), out = at::empty_like(rows), terms;
-  if (parallel) terms = at::empty(rows.sizes(), rows.options().dtype(at::kFloat));
+  at::Tensor between = at::empty_like(rows), out = at::empty_like(rows);
   if (hidden.numel() == 0) return out;
   const int threads = at::get_num_threads();
+  const runtime::ThreadBlock terms(parallel ? static_cast<size_t>(rows.numel()) * sizeof(float) : 0);
   drivers::Stages stages;
   at::Tensor before = rows;
   for (size_t i = 0; i < layers; ++i) {
     if (parallel) {
       const at::Tensor& after = (layers - i) % 2 == 1 ? out : between;  // the last one's is out
       drivers::add_parallel_stages(stages, attention[i].block(), mlp[i].block(), layer_rows(before, after),
-                                   terms.mutable_data_ptr<float>(), threads);
+                                   reinterpret_cast<float*>(terms.data()), threads);
       before = after;
     } else {
       drivers::add_stages(stages, attention[i].block(), layer_rows(before, between), threads);

@@ -72,6 +72,20 @@ class Carver {
 
 Scratch& thread_scratch();
 
+// Memory for as long as this lives, of which the calling thread keeps a second block: what goes from one plan's work to
+// another's. One at a time.
+class ThreadBlock {
+ public:
+  explicit ThreadBlock(size_t bytes);
+  ThreadBlock(const ThreadBlock&) = delete;
+  ThreadBlock& operator=(const ThreadBlock&) = delete;
+  ~ThreadBlock() { scratch_.trim(); }
+  std::byte* data() const { return scratch_.at(0); }
+
+ private:
+  Scratch& scratch_;
+};
+
 // Lays `plan(Carver&)` out in the calling thread's scratch, then runs `body()`.
 template <class Plan, class Body>
 void with_scratch(const Plan& plan, const Body& body) {
