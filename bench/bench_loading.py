@@ -3,10 +3,11 @@
     python -m bench.bench_loading                               Llama-3.2-1B
     python -m bench.bench_loading --shape llama-2-13b --weights int4 --work FOLDER    26 GB are written and read there
     python -m bench.bench_loading --ranks 2                     from_pretrained() by one rank and by two: memory of each
+                                                                of a checkpoint and of the folder it is saved to
 
 "peak" is the most memory that the process had, mapped files included, above what importing takes; "packed" what the
 model takes in the end. "first token" counts from the call of load() to the first of generate(), after eight of prompt.
-Of ranks, "peak" is what is the process's own: the checkpoint is mapped by all of them, and pages of files do not count.
+Of ranks, "peak" is what is the process's own: the files are mapped by all of them, and their pages do not count.
 """
 
 from __future__ import annotations
@@ -87,14 +88,20 @@ def _own() -> int:
     return _memory("RssAnon") + _memory("RssShmem")
 
 
-def quantise_part(checkpoint: str, weights: str) -> None:
-    """Load this rank's part of a checkpoint, quantised; rank 0 prints [seconds, peak, packed] of every rank."""
+def load_part(folder: str, weights: str = "", packed: str = "") -> None:
+    """Load this rank's part of a folder; rank 0 prints [seconds, peak, packed] of every rank.
+
+    With `weights` it is a checkpoint, to be quantised; a model that is whole is then written to `packed`.
+    """
     world = torch_cpullm.distributed.init(JOIN_S)
-    config = torch_cpullm.CpuLlmConfig(weights=cast("Weights", weights))
+    # Not None where there is nothing to choose: transformers takes that for a wish, and finds no weights.
+    how = {"quantization_config": torch_cpullm.CpuLlmConfig(weights=cast("Weights", weights))} if weights else {}
     start = time.perf_counter()
     with own_peak() as peak:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, quantization_config=config)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **how)
     seconds = time.perf_counter() - start
+    if weights and world.size == 1:
+        model.save_pretrained(packed)
     own = torch.tensor([seconds, *peak, torch_cpullm.explain(model).weight_bytes_after], dtype=torch.float64)
     of_ranks = all_gather(own, world.group) if world.group else own[None]
     if world.rank == 0:
@@ -122,18 +129,20 @@ def _printed(command: Sequence[str]) -> Any:
 
 
 def _of_ranks(checkpoint: Path, weights: str, most: int) -> Table:
-    """One rank, and `most` of them, each loading its part."""
+    """One rank, and `most` of them, each loading its part of the checkpoint and of what one rank has saved packed."""
     mapped = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     table = Table(title=f"{checkpoint.name}, {mapped / (1 << 30):.2f} GiB, {weights}: from_pretrained() by ranks")
-    for heading in ("ranks", "rank", "seconds", "peak", "packed", "peak above packed"):
+    for heading in ("of", "ranks", "rank", "seconds", "peak", "packed", "peak above packed"):
         table.add_column(heading, justify="right")
-    for ranks in (1, most):
-        launch = [sys.executable, "-m", "torch_cpullm.cli", "launch", "--quiet", "--sockets", str(ranks)]
-        threads = ["--threads", str(max(1, (os.cpu_count() or 1) // most))]  # as many of one rank as of each of them
-        found = _printed([*launch, *threads, "-m", "bench.bench_loading", "--part", str(checkpoint), weights])
-        for rank, (seconds, peak, packed) in enumerate(found):
-            sizes = (f"{size / (1 << 30):.2f} GiB" for size in (peak, packed, peak - packed))
-            table.add_row(str(ranks), str(rank), f"{seconds:.1f}", *sizes)
+    folder = str(checkpoint.with_name(f"{checkpoint.name}.packed-{weights}"))
+    for name, arguments in {"checkpoint": (str(checkpoint), weights, folder), "packed folder": (folder,)}.items():
+        for ranks in (1, most):
+            launch = [sys.executable, "-m", "torch_cpullm.cli", "launch", "--quiet", "--sockets", str(ranks)]
+            threads = ["--threads", str(max(1, (os.cpu_count() or 1) // most))]  # as many of one rank as of each
+            found = _printed([*launch, *threads, "-m", "bench.bench_loading", "--part", *arguments])
+            for rank, (seconds, peak, packed) in enumerate(found):
+                sizes = (f"{size / (1 << 30):.2f} GiB" for size in (peak, packed, peak - packed))
+                table.add_row(name, str(ranks), str(rank), f"{seconds:.1f}", *sizes)
     return table
 
 
@@ -148,7 +157,7 @@ def main(
 ) -> None:
     """Write the checkpoint where there is none, load it quantised, save, load, and print what each took."""
     if part:
-        quantise_part(*(arguments or []))
+        load_part(*(arguments or []))
         return
     if one:
         parts = arguments or []

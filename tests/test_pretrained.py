@@ -15,6 +15,7 @@ import torch_cpullm
 from torch_cpullm import CpuLlmConfig
 from torch_cpullm.config import QUANT_METHOD
 from torch_cpullm.errors import ConfigError, StoredModelError
+from torch_cpullm.machine import MappedFiles
 from torch_cpullm.modules.linear import PackedLinear
 from torch_cpullm.testing.models import ATTENTION_ONLY, LEFT_ALONE, WHOLE, bundled_model, tiny_model
 
@@ -111,6 +112,28 @@ def test_the_checkpoint_can_be_replaced_once_it_is_loaded(checkpoint):
     assert torch.equal(logits(model), before)
     model.save_pretrained(checkpoint)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(checkpoint)), before)
+
+
+def test_a_packed_folder_can_be_replaced_once_it_is_loaded(packed):
+    model, folder = packed
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    tensors = [*again.parameters(), *again.buffers()]
+    assert not any(MappedFiles.under(tensors).holds(tensor) for tensor in tensors)
+    assert all(packed.data_ptr() % 64 == 0 for packed in packed_weights(again).values())
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(b"")
+    assert torch.equal(logits(again), logits(model))
+
+
+def test_weights_at_any_address_are_loaded(tmp_path):
+    """A bias of 127 values in bf16 lies before the packed weights, which are then at no multiple of four."""
+    config, fields = WHOLE["phi"]
+    tiny_model(config, {**fields, "vocab_size": 127}).to(torch.bfloat16).save_pretrained(tmp_path / "checkpoint")
+    model = quantized(tmp_path / "checkpoint")
+    model.save_pretrained(tmp_path / "packed")
+    with safe_open(tmp_path / "packed" / "model.safetensors", framework="pt") as file:
+        assert file.get_tensor("lm_head.packed").data_ptr() % 4
+    assert torch.equal(tokens(AutoModelForCausalLM.from_pretrained(tmp_path / "packed")), tokens(model))
 
 
 def test_restore_makes_it_an_ordinary_model(packed, tmp_path):

@@ -2,7 +2,8 @@
 
     from_pretrained(checkpoint)      weights stay in the mapped files until one after the other is packed
     save_pretrained(folder)          NAME.packed in place of NAME.weight; the StoredModel in the files' metadata
-    from_pretrained(folder)          the skeleton expects those names, then becomes the model that was saved
+    from_pretrained(folder)          the skeleton expects those names, then becomes the model that was saved; ranks cut
+                                     their parts out of the mapped files, and what is whole is copied
 
 transformers' own hooks for quantisers are all that is used; importing torch_cpullm registers ours.
 """
@@ -28,9 +29,8 @@ from torch_cpullm.errors import ConfigError, StoredModelError
 from torch_cpullm.machine import MappedFiles, apply_tuning
 from torch_cpullm.modules.joined import own_shard
 from torch_cpullm.modules.packed import PackedModule
-from torch_cpullm.modules.stored import StoredModel, describe, fill, finish
+from torch_cpullm.modules.stored import StoredModel, copy_weights, describe, fill, finish
 from torch_cpullm.modules.texts import calibration_windows
-from torch_cpullm.ops.linear import copy_packed
 from torch_cpullm.pack.store import Tensors
 from torch_cpullm.plan.record import from_json, to_json
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _PACKED, _MULTIPLIER = "packed", "multiplier"
+_READABLE = 4
+"""Bytes. A packed weight holds floats (csrc/layout/packed.h), and whoever reads it wants them at such addresses."""
 _SMALL = 1 << 20
 """Bytes. Norms and biases are copied, so that they alone do not keep a checkpoint's files mapped."""
 
@@ -181,9 +183,7 @@ class CpuLlmQuantizer(HfQuantizer):
             files.release()
         if self._loaded != self._dtype:
             _cast(model, self._dtype)
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.nbytes <= _SMALL and files.holds(tensor):
-                tensor.data = tensor.data.clone()
+        _copy_small(model, files)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Packed weights and what is not packed, and the record that `from_pretrained` builds the model by."""
@@ -217,6 +217,12 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, PackedModule):
             module.read_as(dtype)
+
+
+def _copy_small(model: nn.Module, files: MappedFiles) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.nbytes <= _SMALL and files.holds(tensor):
+            tensor.data = tensor.data.clone()
 
 
 def _read_record(file: str | None) -> StoredModel:
@@ -270,14 +276,27 @@ def _expect_packed(model: nn.Module, stored: StoredModel) -> None:
 
 
 def _take_packed(model: nn.Module, stored: StoredModel) -> None:
-    """Make it the model that was saved, out of what the files have put into the skeleton."""
+    """Make it the model that was saved, out of what the files have put into the skeleton.
+
+    Its tensors are views of the mapped files. One whole weight after the other is copied, or a rank's part cut from it.
+    """
+    files = MappedFiles.under([*model.parameters(), *model.buffers()])
+    fill(model, stored, _take_tensors(model, stored))
+    finish(model, stored, files.release)
+    copy_weights(model, files.release)
+    _copy_small(model, files)
+
+
+def _take_tensors(model: nn.Module, stored: StoredModel) -> Tensors:
+    """Take what the files hold for packed modules, and leave plain ones whose weight has a shape and no memory."""
     tensors = Tensors({}, {}, {})
     for path in stored.modules:
         module = _packed_module(model, path)
         vars(module).pop("_is_hf_initialized", None)
         packed, multiplier_K = module._buffers.pop(_PACKED, None), module._buffers.pop(_MULTIPLIER, None)
         if packed is not None:
-            tensors.packed[path] = _owned(path, packed)
+            # Behind an odd number of bf16 values a file has it where nobody can read it; that hardly ever happens.
+            tensors.packed[path] = packed if packed.data_ptr() % _READABLE == 0 else packed.clone()
         if multiplier_K is not None:
             tensors.multipliers[path] = multiplier_K.clone()
         shape = (
@@ -287,12 +306,4 @@ def _take_packed(model: nn.Module, stored: StoredModel) -> None:
         )
         weight = torch.empty(shape, device="meta")
         module.register_parameter("weight", nn.Parameter(weight))
-    fill(model, stored, tensors)
-    finish(model, stored, lambda: None)
-
-
-def _owned(path: str, packed: torch.Tensor) -> torch.Tensor:
-    try:
-        return copy_packed(packed)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise StoredModelError(f"{path}: {error}") from error
+    return tensors

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, StoppingCriteria, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
@@ -13,6 +14,7 @@ import torch_cpullm
 from torch_cpullm import distributed
 from torch_cpullm.errors import CollectiveError, RankError
 from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.modules.packed import PackedModule
 from torch_cpullm.ops import comm
 from torch_cpullm.pretrained import CpuLlmConfig
 from torch_cpullm.testing.models import WHOLE, bundled_model, bundled_tokenizer, tiny_model
@@ -113,8 +115,27 @@ def families(rank, size, store):
     return found
 
 
-def loading(rank, size, store, saved, checkpoint):
-    """A folder of save() and a checkpoint that is packed while it loads: tokens, and bytes of packed weights."""
+class Made(TorchDispatchMode):
+    """Counts the bytes of packed weights that operators make: by packing, cutting and copying."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        ops = torch.ops.torch_cpullm
+        makers = (ops.pack, ops.slice_packed, ops.copy_packed, torch.ops.aten.clone)
+        if func.overloadpacket in makers and out.dtype == torch.uint8:
+            self.bytes += out.numel()
+        return out
+
+
+def loading(rank, size, store, saved, checkpoint, packed):
+    """Folders of save() and of save_pretrained(), and a checkpoint that is packed while it loads.
+
+    Tokens; bytes of packed linear layers, of all packed modules, of what was made on the way, and as explain() has it.
+    """
     found = {}
     with world_of(rank, size, store, "shm"):
         ways = {
@@ -123,12 +144,16 @@ def loading(rank, size, store, saved, checkpoint):
             "from_pretrained": lambda: AutoModelForCausalLM.from_pretrained(
                 checkpoint, dtype=torch.float32, quantization_config=CpuLlmConfig()
             ),
+            "packed": lambda: AutoModelForCausalLM.from_pretrained(packed),
         }
         for name, load in ways.items():
-            model = load()
-            linear = [m for m in model.modules() if isinstance(m, PackedLinear)]
-            own = sum(m.packed.numel() for m in linear)
-            found[name] = (model.generate(**prompt(), max_new_tokens=24, do_sample=False), own)
+            with Made() as made:
+                model = load()
+            modules = [m for m in model.modules() if isinstance(m, PackedModule)]
+            own = sum(m.packed.numel() for m in modules if isinstance(m, PackedLinear))
+            every = sum(m.packed.numel() for m in modules)
+            tokens = model.generate(**prompt(), max_new_tokens=24, do_sample=False)
+            found[name] = (tokens, own, every, made.bytes, torch_cpullm.explain(model).weight_bytes_after)
     return found
 
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import torch_cpullm
 from tests.distributed import model_ranks
 from tests.distributed.test_ccl import needs_oneccl
 from torch_cpullm.modules.linear import PackedLinear
+from torch_cpullm.pretrained import CpuLlmConfig
 from torch_cpullm.testing.models import WHOLE, bundled_model, bundled_tokenizer, tiny_model
 from torch_cpullm.testing.ranks import run_ranks
 
@@ -71,14 +73,24 @@ def test_a_bfloat16_model_loses_little_by_sums_in_bfloat16(families):
 def test_folders_are_loaded_in_parts(tmp_path):
     model, tokenizer = bundled_model(), bundled_tokenizer()
     model.save_pretrained(tmp_path / "checkpoint")
+    quantised = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "checkpoint", dtype=torch.float32, quantization_config=CpuLlmConfig()
+    )
+    quantised.save_pretrained(tmp_path / "packed", max_shard_size="3MB")
     model = torch_cpullm.optimize(model)
     torch_cpullm.save(model, tmp_path / "saved", tokenizer)
     expected = model.generate(**model_ranks.prompt(), max_new_tokens=24, do_sample=False)
     whole = sum(m.packed.numel() for m in model.modules() if isinstance(m, PackedLinear))
-    for found in run_ranks(model_ranks.loading, 2, str(tmp_path / "saved"), str(tmp_path / "checkpoint")):
-        for name, (tokens, own) in found.items():
+    folders = (str(tmp_path / name) for name in ("saved", "checkpoint", "packed"))
+    for found in run_ranks(model_ranks.loading, 2, *folders):
+        for name, (tokens, linear, _, _, told) in found.items():
             assert torch.equal(tokens, expected), name
-            assert own < 0.52 * whole, name
+            assert linear < 0.52 * whole, name
+            assert told == found["from_pretrained"][-1], name
+        # Out of mapped files nothing is made but what stays: no whole weight was copied to be cut.
+        made = {name: (made - linear, made - every) for name, (_, linear, every, made, _) in found.items()}
+        assert made["load"][0] == made["copy"][1] == made["packed"][1] == 0
+        assert made["from_pretrained"][1] > whole / 2
 
 
 def test_one_rank_speaks_and_decides():

@@ -1,4 +1,7 @@
-"""The class of an optimised model: the user's own, with a paged cache where transformers would make a dynamic one."""
+"""The class of an optimised model: the user's own, with a paged cache where transformers would make a dynamic one.
+
+Ranks that share a model have it without our cache as well: it keeps their generate() in step.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,23 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import LogitsProcessorList
 
 from torch_cpullm.config import Sampler
 from torch_cpullm.errors import PackedWeightError
 from torch_cpullm.generate.loop import decode, is_plain
-from torch_cpullm.generate.ranks import Ranks, SharedCriteria
+from torch_cpullm.generate.ranks import Ranks, SharedCriteria, SharedScores
 from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.kv import LayerSpec, PagedCache
 
 _OWN_CACHE = (None, "dynamic", "dynamic_full")  # cache_implementation values that leave the choice to us
 
 
-class PagedModel:
+class GeneratingModel:
     """Mixin in front of a model's own class.
 
-    `_cpullm_kv` lists the layers' share of a page, `_cpullm_layers` their paths, `_cpullm_sampler` is Config.sampler,
-    `_cpullm_ranks` those that share the model (None: nobody).
+    `_cpullm_kv` lists the layers' share of a page (none: the cache is transformers'), `_cpullm_layers` their paths,
+    `_cpullm_sampler` is Config.sampler, `_cpullm_ranks` those that share the model (None: nobody).
 
     A cache the user passes is used as it is; `cache_implementation="static"` and the like still get transformers' own.
     """
@@ -37,9 +41,16 @@ class PagedModel:
         criteria = super()._get_stopping_criteria(*args, **kwargs)  # type: ignore[misc]
         return criteria if self._cpullm_ranks is None else SharedCriteria(criteria, self._cpullm_ranks)
 
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        if self._cpullm_ranks is None or self._cpullm_kv:
+            return processors
+        return LogitsProcessorList([*processors, SharedScores(self._cpullm_ranks)])
+
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
         if (
-            model_kwargs.get("past_key_values") is None
+            self._cpullm_kv
+            and model_kwargs.get("past_key_values") is None
             and generation_config.use_cache is not False
             and generation_config.cache_implementation in _OWN_CACHE
         ):
@@ -93,6 +104,8 @@ def _wrap_forward(original: type[nn.Module]) -> Any:
 
     @functools.wraps(inner)  # generate() reads the signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._cpullm_kv:
+            return inner(self, *args, **kwargs)
         use_cache = kwargs.get("use_cache")
         wanted = self.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
         differentiates = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
@@ -120,17 +133,17 @@ def _wrap_generate(original: type[nn.Module]) -> Any:
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def paged_class(original: type[nn.Module]) -> type[nn.Module]:
+def generating_class(original: type[nn.Module]) -> type[nn.Module]:
     """The class of `original`'s optimised models: same name, because checkpoints record it."""
     if original not in _classes:
         names = {key: getattr(original, key) for key in ("__module__", "__qualname__", "__doc__")}
         members = {**names, "forward": _wrap_forward(original)}
         if hasattr(original, "generate"):
             members["generate"] = _wrap_generate(original)
-        _classes[original] = type(original.__name__, (PagedModel, original), members)
+        _classes[original] = type(original.__name__, (GeneratingModel, original), members)
     return _classes[original]
 
 
 def _rebuild(original: type[nn.Module]) -> nn.Module:
-    made = paged_class(original)
+    made = generating_class(original)
     return made.__new__(made)

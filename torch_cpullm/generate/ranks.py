@@ -1,7 +1,8 @@
 """generate() on all ranks of a model: the same call, the same random numbers, one opinion on when to stop.
 
-Each rank runs transformers' Python by itself, and computes with the others. So they must not part: what depends on a
-rank's clock, or on what the user does on one rank only, is decided on rank 0 and broadcast.
+Each rank runs transformers' Python by itself, and computes with the others, or all of it where nothing is shared. So
+they must not part: what depends on a rank's clock, or on what the user does on one rank only, is decided on rank 0 and
+broadcast.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList, TextIteratorStreamer
 
 from torch_cpullm.distributed.agreement import meet, require_same
 from torch_cpullm.ops.comm import broadcast_
@@ -68,6 +69,20 @@ class SharedCriteria(StoppingCriteriaList):
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Which sequences are done, bool [B]."""
         return self._ranks.decide(super().__call__(input_ids, scores, **kwargs))
+
+
+class SharedScores(LogitsProcessor):
+    """Rank 0's scores for all, behind all other processors, where every rank computes the whole model by itself.
+
+    torch's kernels sum in another order with other threads or on another CPU, and a last bit may decide.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores to choose by, [B, V]."""
+        return self._ranks.decide(scores)
 
 
 def _facts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, object]:

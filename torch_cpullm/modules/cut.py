@@ -30,9 +30,10 @@ def cut_packed(model: nn.Module, plan: Plan, shard: Shard, after_each: Callable[
     for linear in shared.linears:
         if linear.part is not None:
             _require_cuttable(model, linear)
-    for module in model.modules():
-        if isinstance(module, PackedModule):
-            module.disown()
+    for table in shared.embeddings:
+        module = model.get_submodule(table.structure.path)
+        if isinstance(module, PackedModule) and table.shared_with is None:
+            module.disown()  # the head is going to be cut, and the table stays whole
     for linear in shared.linears:
         module = model.get_submodule(linear.structure.path)
         if linear.part is not None and isinstance(module, PackedLinear):
@@ -42,10 +43,13 @@ def cut_packed(model: nn.Module, plan: Plan, shard: Shard, after_each: Callable[
 
 
 def explain_cut(explanation: Explanation, model: nn.Module, plan: Plan) -> Explanation:
-    """What explain() says of the whole, for a rank's part: bytes of what it has now, and what it has a part of."""
+    """What explain() says of the whole, for a rank's part: bytes of what it has now, and what it has a part of.
+
+    A table that had read the bytes of its head has bytes of its own where the head was cut.
+    """
     rows = tuple(
         replace(row, bytes_after=module.packed.numel())
-        if isinstance(module := model.get_submodule(row.path), PackedModule) and not module.is_whole
+        if isinstance(module := model.get_submodule(row.path), PackedModule) and "packed" in module._buffers
         else row
         for row in explanation.swapped
     )

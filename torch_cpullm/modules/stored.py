@@ -156,9 +156,12 @@ def finish(model: nn.Module, stored: StoredModel, after_each: Callable[[], None]
 
 
 def copy_weights(model: nn.Module, after_each: Callable[[], None]) -> None:
-    """Move packed weights out of a mapped file, one after the other, to memory of this process on huge pages."""
+    """Move packed weights out of a mapped file, one after the other, to memory of this process on huge pages.
+
+    A rank's parts are there already: cutting has put them there.
+    """
     for module in model.modules():
-        if isinstance(module, PackedModule) and module._buffers.get("packed") is not None:
+        if isinstance(module, PackedModule) and module.is_whole and module._buffers.get("packed") is not None:
             module.register_buffer("packed", copy_packed(module.packed), persistent=False)
             after_each()
 

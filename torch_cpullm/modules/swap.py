@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torch_cpullm.errors import UnsupportedModelError
-from torch_cpullm.generate.model import PagedModel, paged_class
+from torch_cpullm.generate.model import GeneratingModel, generating_class
 from torch_cpullm.generate.ranks import Ranks
 from torch_cpullm.modules import attention
 from torch_cpullm.modules.embedding import PackedEmbedding
@@ -189,7 +189,7 @@ def fuse(model: nn.Module, plan: Plan, group: int) -> tuple[list[Row], float, fl
     if group:
         require_same_model(model, plan, group)
         join_heads(model, plan, group)
-    return rows, *_use_paged_cache(model, plan, group)
+    return rows, *_lead_generate(model, plan, group)
 
 
 def attach(model: nn.Module, plan: Plan, explanation: Explanation, slim: bool, group: int = 0) -> None:
@@ -213,23 +213,24 @@ def _fuse_one(model: nn.Module, layer: LayerPlan, plan: Plan, group: int) -> Row
     return Row(structure.path, structure.class_name, action, 0, 0, layer.reason)
 
 
-def _use_paged_cache(model: nn.Module, plan: Plan, group: int) -> tuple[float, float]:
-    """Swap the model's class where there is a pool; returns KV bytes per token before and now."""
+def _lead_generate(model: nn.Module, plan: Plan, group: int) -> tuple[float, float]:
+    """Swap the model's class where there is a pool, or ranks keep step; returns KV bytes per token before and now."""
     element = _ELEMENT_BYTES[plan.structure.dtype]
     shapes = [(layer.structure.attention.kv_heads, layer.structure.attention.channels) for layer in plan.layers]
     before = float(sum(2 * heads * channels * element for heads, channels in shapes))
-    if plan.kv.format is None:
+    paged = plan.kv.format is not None
+    if not paged and not (group and hasattr(model, "generate")):
         return before, before
-    layers = sorted(plan.layers, key=lambda layer: layer.structure.attention.layer_index)
+    layers = sorted(plan.layers if paged else (), key=lambda layer: layer.structure.attention.layer_index)
     specs = [vars(model.get_submodule(layer.structure.path))["_cpullm"].spec for layer in layers]
-    model.__class__ = paged_class(type(model))
+    model.__class__ = generating_class(type(model))
     vars(model)["_cpullm_kv"] = specs
     vars(model)["_cpullm_layers"] = tuple(layer.structure.path for layer in layers)
-    vars(model)["_cpullm_sampler"] = plan.config.sampler
+    vars(model)["_cpullm_sampler"] = plan.config.sampler if paged else "transformers"
     vars(model)["_cpullm_ranks"] = Ranks(plan.shard.rank, plan.shard.size, group) if group else None
     from torch_cpullm.ops.attention import PAGE_TOKENS
 
-    return before, sum(spec.page_bytes for spec in specs) / PAGE_TOKENS
+    return before, sum(spec.page_bytes for spec in specs) / PAGE_TOKENS if paged else before
 
 
 def _swapped_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -252,7 +253,7 @@ def unswap(model: Any) -> set[str]:
         else:
             module.__class__ = type(module).__mro__[2]
             vars(module).pop("_cpullm", None)
-    if isinstance(model, PagedModel):
+    if isinstance(model, GeneratingModel):
         model.__class__ = type(model).__mro__[2]
         for name in ("_cpullm_kv", "_cpullm_layers", "_cpullm_sampler", "_cpullm_ranks"):
             vars(model).pop(name, None)
