@@ -10,6 +10,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
+    PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -139,11 +140,29 @@ def _qwen3_0_6b() -> PreTrainedConfig:
     )
 
 
+def _phi_1_5() -> PreTrainedConfig:
+    """Attention and MLP run in parallel."""
+    return PhiConfig(
+        vocab_size=51_200,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        max_position_embeddings=2048,
+        hidden_act="gelu_new",
+        layer_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        partial_rotary_factor=0.5,
+    )
+
+
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama-3.2-1b": _llama_3_2_1b,
     "qwen2.5-0.5b": _qwen2_5_0_5b,
     "qwen3-0.6b": _qwen3_0_6b,
     "tinyllama-1.1b": _tinyllama_1_1b,
+    "phi-1.5": _phi_1_5,
     "llama-2-7b": _llama_2_7b,
     "llama-2-13b": _llama_2_13b,
     "llama-2-70b": _llama_2_70b,
