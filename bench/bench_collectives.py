@@ -27,7 +27,7 @@ from rich.table import Table
 from torch.distributed import PrefixStore, Store
 
 from bench.header import header
-from bench.inside_layers import sum_us
+from bench.inside_layers import sums_us
 from torch_cpullm.distributed.ccl import open_ccl
 from torch_cpullm.distributed.gloo import open_gloo
 from torch_cpullm.distributed.shm import open_shm
@@ -90,7 +90,8 @@ def measure(rank: int, size: int, store: Store, laps: int) -> dict[str, list[lis
                 found[name][index].append(round(spent, 2))
     if "shm" in groups:
         steps = [(getattr(torch, dtype), rows, hidden) for dtype, rows, hidden in MESSAGES if rows <= ROWS_OF_STEPS]
-        found[IN_LAYERS] = [sum_us(rows, hidden, dtype, groups["shm"], laps) for dtype, rows, hidden in steps]
+        layers = [sums_us(rows, hidden, dtype, groups["shm"], laps) for dtype, rows, hidden in steps]
+        found[IN_LAYERS] = [[us / 2 for us in laps_us] for laps_us in layers]
     return found
 
 

@@ -1,8 +1,8 @@
 """What a sum over ranks costs where the blocks of a layer call it: after their products, with no Python around it.
 
 Layers that are next to nothing, a stack of them in one operator, once with the ranks' group and once without: the
-difference, by the number of sums. What ranks wait for the slowest one's products is no part of it, so its time without
-the group counts. All layers have the same weights, which stay in the L2 cache.
+difference, by the number of layers. What ranks wait for the slowest one's products is no part of it, so its time
+without the group counts. All layers have the same weights, which stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from torch_cpullm.ops.layers import KvLayers, LayerNumbers, LayerStack, LayerWei
 from torch_cpullm.ops.linear import pack
 
 LAYERS, CHANNELS, COLUMNS = 40, 32, 64
-SUMS = 2 * LAYERS
 CALLS = 24
 
 
-def _stack(hidden: int, group: int) -> LayerStack:
+def _stack(hidden: int, group: int, parallel: bool) -> LayerStack:
     def weight(rows: int, inputs: int) -> torch.Tensor:
         return pack(torch.randn(rows, inputs) / inputs**0.5, None, INT8)
 
@@ -34,13 +33,17 @@ def _stack(hidden: int, group: int) -> LayerStack:
         [weight(CHANNELS, hidden) for _ in range(3)], weight(hidden, CHANNELS), gain_D, None, None, None
     )
     mlp = MlpWeights([weight(COLUMNS, hidden) for _ in range(2)], weight(hidden, COLUMNS), gain_D, None)
-    numbers = LayerNumbers(AttentionNumbers(1, 1, CHANNELS**-0.5, 0.0, group), NormNumbers(1e-6, 0.0), "silu", group)
+    heads = AttentionNumbers(1, 1, CHANNELS**-0.5, 0.0, group)
+    numbers = LayerNumbers(heads, NormNumbers(1e-6, 0.0), "silu", group, parallel)
     return stack_layers([LayerWeights(attention, mlp)] * LAYERS, numbers)
 
 
-def sum_us(rows: int, hidden: int, dtype: torch.dtype, group: int, laps: int) -> list[float]:
-    """Microseconds of one sum of [rows, hidden] over the ranks of `group`, of each lap. All ranks call it."""
-    together = _stack(hidden, group)
+def sums_us(rows: int, hidden: int, dtype: torch.dtype, group: int, laps: int, parallel: bool = False) -> list[float]:
+    """Microseconds that sums of [rows, hidden] over the ranks of `group` add to a layer, of each lap.
+
+    All ranks call it. A layer has two sums, or where its halves are `parallel` one.
+    """
+    together = _stack(hidden, group, parallel)
     numbers = together.numbers
     alone = replace(together, numbers=replace(numbers, attention=replace(numbers.attention, group=0), mlp_group=0))
     hidden_B1D = torch.randn(rows, 1, hidden).to(dtype)
@@ -62,4 +65,4 @@ def sum_us(rows: int, hidden: int, dtype: torch.dtype, group: int, laps: int) ->
     seconds = torch.tensor([[median_s(together), median_s(alone)] for _ in range(laps + 1)])[1:]
     of_ranks = all_gather(seconds, group)
     slowest = of_ranks.amax(0)
-    return [round(1e6 * float(lap[0] - lap[1]) / SUMS, 2) for lap in slowest]
+    return [round(1e6 * float(lap[0] - lap[1]) / LAYERS, 2) for lap in slowest]

@@ -23,7 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch le
 
 import torch_cpullm
 from bench.bench_host import FEW, MANY, head_us, tiny, token_us
-from bench.inside_layers import sum_us
+from bench.inside_layers import sums_us
 from torch_cpullm.benchmark.engines.hugging_face import Clock
 from torch_cpullm.benchmark.shapes import config_of, fill, meta_model
 from torch_cpullm.config import Weights
@@ -141,7 +141,7 @@ def main(shape: str, weights: str, laps: int) -> None:
         before = alone(lambda: (bandwidth(), linears_s(whole), token_s(whole), bandwidth()))
         barrier(world.group)
         own = bandwidth()
-        sums = [1e-6 * each for each in sum_us(1, hidden, torch.bfloat16, world.group, 3)]
+        sums = [1e-6 / 2 * each for each in sums_us(1, hidden, torch.bfloat16, world.group, 3)]
         exchange = exchange_s(world.group)
         together = token_s(part)
         barrier(world.group)
@@ -161,10 +161,11 @@ def main(shape: str, weights: str, laps: int) -> None:
                     "token_s of 2": together,
                 }
             )
-    sums_us = {str(width): sum_us(1, width, torch.bfloat16, world.group, SUM_LAPS) for width in WIDTHS}
+    layers_us = {str(width): sums_us(1, width, torch.bfloat16, world.group, SUM_LAPS) for width in WIDTHS}
     if rank == 0:
         bytes_by_ranks = {"1": bytes_of(whole), "2": bytes_of(part)}
-        print(json.dumps({"bytes": bytes_by_ranks, "host": host, "sums_us": sums_us, "laps": found}))
+        each_us = {width: [us / 2 for us in laps_us] for width, laps_us in layers_us.items()}
+        print(json.dumps({"bytes": bytes_by_ranks, "host": host, "sums_us": each_us, "laps": found}))
 
 
 if __name__ == "__main__":

@@ -85,16 +85,22 @@ float border_of(const SampleKernels& kernels, const float* scores, int64_t n, fl
 
 // The k-th largest of the maxima of disjoint sets is reached by k scores at least, and by few more where sets are much
 // more than k: 51 for k = 50 of 2016 sets. So 32 halvings go over 1/64 of the scores and over what is then gathered.
+// What is kept lies side by side: the sums that follow are the same for a row of nothing but candidates.
 Field keep_top_k(const SampleKernels& kernels, const Field& field, const RowScratch& scratch, int64_t k) {
   const int64_t sets = blocks_of(field.n) * kScoreLanes;
   const float rough = 4 * k <= sets ? border_of(kernels, scratch.lane_maxima, sets, field.largest, k, k / 8)
                                     : border_of(kernels, field.scores, field.n, field.largest, k, k / 8);
   if (rough == -INFINITY) return field;
   const int64_t found = kernels.gather(field.scores, field.n, rough, INFINITY, scratch.chosen, scratch.positions);
-  const Field chosen{scratch.chosen, scratch.positions, whole_lanes(found), field.largest};
-  const float border = border_of(kernels, chosen.scores, chosen.n, chosen.largest, k, 0);
-  for (int64_t i = 0; i < found; ++i) chosen.scores[i] = chosen.scores[i] < border ? -INFINITY : chosen.scores[i];
-  return chosen;
+  const float border = border_of(kernels, scratch.chosen, whole_lanes(found), field.largest, k, 0);
+  int64_t kept = 0;
+  for (int64_t i = 0; i < found; ++i) {
+    if (scratch.chosen[i] < border) continue;
+    scratch.chosen[kept] = scratch.chosen[i];
+    scratch.positions[kept++] = scratch.positions[i];
+  }
+  std::fill(scratch.chosen + kept, scratch.chosen + whole_lanes(kept), -INFINITY);
+  return {scratch.chosen, scratch.positions, whole_lanes(kept), field.largest};
 }
 
 // Returns the border; ties that have to go are made -Inf.

@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 import torch_cpullm
 from torch_cpullm.generate import loop
 from torch_cpullm.generate import rows as growing
-from torch_cpullm.generate.choice import largest
+from torch_cpullm.generate.choice import largest, several_largest
 from torch_cpullm.generate.rows import Rows
 from torch_cpullm.generate.sampler import FusedSampler
 from torch_cpullm.testing.models import bundled_model
@@ -150,6 +150,22 @@ def test_largest_is_argmax(words, batch):
             one = scores.clone()
             one[-1, place] = value
             assert torch.equal(largest(one), one.argmax(-1))
+
+
+@pytest.mark.parametrize("words", [70, 511, 4224, 4225, 50_257])
+@pytest.mark.parametrize("count", [1, 17, 66])
+def test_several_largest_are_topk(words, count):
+    generator = torch.Generator().manual_seed(words)
+    distinct = torch.randn(3, words, generator=generator)
+    values, indices = several_largest(distinct, count)
+    expected = distinct.topk(count)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(indices, expected.indices)
+    for scores in (distinct.bfloat16().float(), torch.zeros(3, words), torch.full((3, words), float("-inf"))):
+        values, indices = several_largest(scores, count)
+        assert torch.equal(values, scores.topk(count).values)
+        assert torch.equal(scores.gather(1, indices), values)
+        assert all(len(row.unique()) == count for row in indices)
 
 
 @pytest.fixture

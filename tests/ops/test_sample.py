@@ -151,6 +151,19 @@ def test_draws_follow_the_distribution(name):
     assert torch.special.gammaincc(freedom, chi_square / 2) > 1e-4
 
 
+@pytest.mark.parametrize("name", ["top_k 50", "top_k 700", "all", "all, wide"])
+def test_words_that_top_k_leaves_out_need_not_be_there(name):
+    """Ranks send each other candidates only: the same draw of the same probabilities, bit for bit."""
+    filters = replace(FILTERS[name], repetition_penalty=1.0)
+    scores, _ = rows(5000)
+    for row in scores[:-1]:  # the last has fewer words than k
+        candidates = (row >= row.topk(filters.top_k + 16).values[-1]).nonzero()[:, 0]
+        uniform = torch.rand(500, dtype=torch.float64)
+        among_all = sample(row.expand(500, -1), None, uniform, filters)
+        among_candidates = sample(row[candidates].expand(500, -1), None, uniform, filters)
+        assert torch.equal(candidates[among_candidates], among_all)
+
+
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_rows_token_depends_on_nothing_else(name):
     logits_BV, ids_BS = rows(1500)

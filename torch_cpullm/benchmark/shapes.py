@@ -153,7 +153,7 @@ def _phi_1_5() -> PreTrainedConfig:
         hidden_act="gelu_new",
         layer_norm_eps=1e-5,
         tie_word_embeddings=False,
-        partial_rotary_factor=0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
     )
 
 

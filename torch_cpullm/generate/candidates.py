@@ -16,7 +16,7 @@ import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper
 
 from torch_cpullm.distributed.gathering import Gathering
-from torch_cpullm.generate.choice import Choice, largest
+from torch_cpullm.generate.choice import Choice, largest, several_largest
 from torch_cpullm.generate.ranks import Ranks
 from torch_cpullm.ops.comm import all_gather
 
@@ -47,13 +47,28 @@ class SharedChoice:
         first = gathering.spans[self._ranks.rank].first
         if not self._choice.samples:
             return self._ranks.decide(_first_of_largest(logits_BV, first, gathering.group))
-        rows_BV = _candidates(logits_BV, first, self._k, gathering)
-        return self._decided(ids_BT, gathering.gather(logits_BV) if rows_BV is None else rows_BV)
+        found = _candidates(logits_BV, first, self._k, gathering)
+        if found is None:
+            return self._decided(ids_BT, gathering.gather(logits_BV))
+        if self._choice.draws_by_order:
+            words_BC, order_BC = found[1].sort()
+            chosen_B = self._mine(ids_BT, found[0].gather(1, order_BC))
+            return self._ranks.decide(words_BC.gather(1, chosen_B[:, None])[:, 0])
+        return self._decided(ids_BT, self._rows(*found))
+
+    def _rows(self, values_BC: torch.Tensor, words_BC: torch.Tensor) -> torch.Tensor:
+        """Logits [B, V] with no more than candidates."""
+        assert self._gathering is not None
+        shape = (len(values_BC), self._gathering.spans[-1].stop)
+        return torch.full(shape, float("-inf")).scatter_(1, words_BC, values_BC)
 
     def _decided(self, ids_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        return self._ranks.decide(self._mine(ids_BT, logits_BV))
+
+    def _mine(self, ids_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Rank 0's choice; anything elsewhere."""
         mine = self._ranks.rank == 0
-        token_B = self._choice.tokens(ids_BT, logits_BV) if mine else torch.zeros(len(ids_BT), dtype=torch.long)
-        return self._ranks.decide(token_B)
+        return self._choice.tokens(ids_BT, logits_BV) if mine else torch.zeros(len(ids_BT), dtype=torch.long)
 
 
 def _candidates_of(choice: Choice) -> int:
@@ -81,24 +96,24 @@ def _first_of_largest(own_BN: torch.Tensor, first: int, group: int) -> torch.Ten
     return of_all_RB2[..., 1].gather(0, winner_1B)[0].long()
 
 
-def _candidates(own_BN: torch.Tensor, first: int, k: int, gathering: Gathering) -> torch.Tensor | None:
-    """The largest logits [B, V], float32, -inf elsewhere: the k largest of all ranks and what ties with them, at least.
+def _candidates(
+    own_BN: torch.Tensor, first: int, k: int, gathering: Gathering
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Logits, float32 [B, C], and their words: the k largest of all ranks and what ties with them, at least.
 
     None on all ranks where some may be missing.
     """
     sent = min(k + _SPARE, *(len(span) for span in gathering.spans))
-    values_BM, index_BM = own_BN.float().topk(sent)
-    pair_BM2 = torch.stack([values_BM.view(torch.int32), (index_BM + first).int()], dim=-1)
-    of_all_RBM2 = all_gather(pair_BM2, gathering.group)
-    values_RBM = of_all_RBM2[..., 0].contiguous().view(torch.float32)
+    values_BM, index_BM = several_largest(own_BN.float(), sent)
+    both_BL = torch.cat([values_BM.view(torch.int32), (index_BM + first).int()], dim=1)
+    of_all_RBL = all_gather(both_BL, gathering.group)
+    values_RBM = of_all_RBL[..., :sent].view(torch.float32)
     values_BC = values_RBM.transpose(0, 1).flatten(1)
     if values_BC.shape[1] < k:
         return None
     limit_B = values_BC.topk(k).values[:, -1]
     limit_B = limit_B - limit_B.abs() * _TIE
-    held_back = torch.tensor([len(span) > sent for span in gathering.spans])
-    if bool((values_RBM[held_back, :, -1] >= limit_B).any()):
+    smallest = [of_rank[:, -1] for of_rank, span in zip(values_RBM, gathering.spans, strict=True) if len(span) > sent]
+    if any(bool((smallest_B >= limit_B).any()) for smallest_B in smallest):
         return None
-    words_BC = of_all_RBM2[..., 1].transpose(0, 1).flatten(1).long()
-    rows_BV = torch.full((len(own_BN), gathering.spans[-1].stop), float("-inf"))
-    return rows_BV.scatter_(1, words_BC, values_BC)
+    return values_BC, of_all_RBL[..., sent:].transpose(0, 1).flatten(1).long()
