@@ -100,6 +100,12 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def replace_environment(variables: Mapping[str, str]) -> None:
+    """Make these all the variables that this process has."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
 @contextmanager
 def variables_for(library: Mapping[str, str]) -> Iterator[None]:
     """Set variables while a library reads them, but for those that the user has set.

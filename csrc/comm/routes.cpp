@@ -7,9 +7,16 @@
 namespace torch_cpullm::comm {
 namespace {
 
+struct Entry {
+  std::shared_ptr<const Routes> routes;
+  int forks;  // of the process that opened it
+
+  bool is_of_parent() const { return forks != runtime::forks(); }
+};
+
 struct Registry {
   std::mutex mutex;
-  std::map<int64_t, std::shared_ptr<const Routes>> routes;
+  std::map<int64_t, Entry> entries;
   int64_t last = 0;
 };
 
@@ -21,7 +28,8 @@ Registry& registry() {
 
 int64_t keep(std::vector<Route> routes) {
   const std::lock_guard lock(registry().mutex);
-  registry().routes.emplace(++registry().last, std::make_shared<const Routes>(std::move(routes)));
+  registry().entries.emplace(++registry().last,
+                             Entry{std::make_shared<const Routes>(std::move(routes)), runtime::forks()});
   return registry().last;
 }
 
@@ -78,19 +86,30 @@ int64_t add_routes(const std::vector<int64_t>& groups, const std::vector<int64_t
 
 std::shared_ptr<const Routes> find(int64_t number) {
   const std::lock_guard lock(registry().mutex);
-  const auto found = registry().routes.find(number);
-  if (found == registry().routes.end())
-    throw std::out_of_range("group: expected one that is open, got " + std::to_string(number));
-  return found->second;
+  const auto found = registry().entries.find(number);
+  if (found == registry().entries.end()) {
+    const bool was_open = number > 0 && number <= registry().last;
+    throw std::out_of_range("group: expected one that is open, got " + std::to_string(number) +
+                            (was_open ? ", which is closed, as after torch_cpullm.distributed.shutdown(); models that "
+                                        "were shared before have to be loaded again after init()"
+                                      : ""));
+  }
+  if (found->second.is_of_parent())
+    throw Failure(
+        "group: expected the process that opened it, got a child that was forked from that rank; let the rank itself "
+        "compute, or call torch_cpullm.distributed.shutdown() in the child and load a model for it alone");
+  return found->second.routes;
 }
 
 void close(int64_t number) {
   std::shared_ptr<const Routes> last;  // destroyed without the lock
   const std::lock_guard lock(registry().mutex);
-  const auto found = registry().routes.find(number);
-  if (found == registry().routes.end()) return;
-  last = std::move(found->second);
-  registry().routes.erase(found);
+  const auto found = registry().entries.find(number);
+  if (found == registry().entries.end()) return;
+  last = std::move(found->second.routes);
+  // A destructor would say to the other ranks that the parent has left, or wait for threads that only the parent has.
+  if (found->second.is_of_parent()) new std::shared_ptr<const Routes>(std::move(last));
+  registry().entries.erase(found);
 }
 
 }  // namespace torch_cpullm::comm

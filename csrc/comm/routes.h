@@ -51,9 +51,11 @@ int64_t add(std::unique_ptr<Group> group);
 // std::invalid_argument where they do not belong together.
 int64_t add_routes(const std::vector<int64_t>& groups, const std::vector<int64_t>& limits);
 
-// Throws std::out_of_range for a number that is none, or was closed. The groups live on while this is held.
+// Throws std::out_of_range for a number that is none, or was closed, and Failure in a child of fork(): it is not the
+// rank. The groups live on while this is held.
 std::shared_ptr<const Routes> find(int64_t number);
 
+// In a child of fork() the number is forgotten, and the parent's group stays open.
 void close(int64_t number);
 
 }  // namespace torch_cpullm::comm

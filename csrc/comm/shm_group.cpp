@@ -65,8 +65,8 @@ std::string ShmGroup::trouble_with(int other) {
   const Seat& seat = segment_.seat(other);
   const int pid = seat.pid.load(std::memory_order_relaxed);
   if (pid != 0 && !peers_.watches(other)) peers_.watch(other, pid);
-  if (peers_.gone(other)) return "rank " + std::to_string(other) + " has ended";
   if (seat.left.load(std::memory_order_acquire)) return "rank " + std::to_string(other) + " has closed its group";
+  if (peers_.gone(other)) return "rank " + std::to_string(other) + " has ended";
   return {};
 }
 

@@ -5,11 +5,11 @@
 namespace torch_cpullm::runtime {
 namespace {
 
-std::atomic<bool> forked{false};
-const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
+std::atomic<int> count{0};
+const int registered = pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1, std::memory_order_relaxed); });
 
 }  // namespace
 
-bool is_forked_child() { return registered == 0 && forked.load(std::memory_order_relaxed); }
+int forks() { return registered == 0 ? count.load(std::memory_order_relaxed) : 0; }
 
 }  // namespace torch_cpullm::runtime

@@ -41,8 +41,12 @@ class TaskCounter {
   std::atomic<int64_t> next_{0};
 };
 
+// How many fork() lie between this process and the one that loaded the library: threads are not inherited, nor is being
+// a rank.
+int forks();
+
 // True in a child of fork(): the OpenMP threads did not survive, and waking them would hang.
-bool is_forked_child();
+inline bool is_forked_child() { return forks() > 0; }
 
 // Calls body(team) on `threads` members, or on one inside another parallel region and in a forked child.
 // The body must not throw: an exception cannot leave an OpenMP region.

@@ -23,9 +23,11 @@ def main(transport):
     faults += random_collectives(rank, size, group, 200)
     faults += check_all_reduce(rank, size, group, (2_000_003,), torch.float32, 1)
     comm.barrier(group)
+    # Rank 0 has the store, and whoever asked it would be asking while it goes.
     if rank == 1:
-        store.set("rank 1 is done", "")  # rank 0 has the store
-    store.get("rank 1 is done")
+        store.set("rank 1 is done", "")
+    else:
+        store.get("rank 1 is done")
     return faults
 
 

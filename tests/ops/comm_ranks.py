@@ -35,11 +35,14 @@ def differs(got, expected, what):
     return [f"{what}: {count} bytes differ"] if count else []
 
 
-def check_all_reduce(rank, size, group, shape, dtype, seed):
+def check_all_reduce(rank, size, group, shape, dtype, seed, threads=1):
+    """`threads` take part in the collective alone: in the rest, ranks' threads would wait for each other's CPUs."""
     parts = [tensor_of(other, seed, shape, dtype) for other in range(size)]
     x = parts[rank].clone()
     address = x.data_ptr()
+    torch.set_num_threads(threads)
     comm.all_reduce_(x, group)
+    torch.set_num_threads(1)
     faults = differs(x, summed(parts), f"all_reduce_ of {shape} {dtype}")
     return faults + (["all_reduce_ moved x"] if x.data_ptr() != address else [])
 
@@ -71,13 +74,13 @@ def all_that_works(rank, size, store):
 def every_operation(rank, size, store):
     """All operations, types and sizes, in teams of one thread and of two; pieces, and more than one group."""
     faults = []
+    torch.set_num_threads(1)
     group = open_shm(PrefixStore("whole", store), rank, size, PATIENCE_S)
     small = open_shm(PrefixStore("pieces", store), rank, size, PATIENCE_S, part_bytes=4096)
     for threads in (2, 1):
-        torch.set_num_threads(threads)
         for seed, elements in enumerate(SIZES):
             for dtype in FLOATS:
-                faults += check_all_reduce(rank, size, group, (elements,), dtype, seed)
+                faults += check_all_reduce(rank, size, group, (elements,), dtype, seed, threads)
     for seed, shape in enumerate([(0,), (5,), (3, 7), (2, 3, 4), (), (4096,), (5000, 3)]):
         for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8):
             faults += check_broadcast(rank, size, group, shape, dtype, seed)

@@ -7,15 +7,18 @@ broadcast.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList, TextIteratorStreamer
 
 from torch_cpullm.distributed.agreement import meet, require_same
+from torch_cpullm.errors import RankError, UnsupportedModelError
 from torch_cpullm.ops.comm import broadcast_
 
 _PLAIN = (bool, int, float, str, torch.dtype)
@@ -29,14 +32,41 @@ class Ranks:
     size: int
     group: int
 
+    def __deepcopy__(self, _: dict[int, Any]) -> Ranks:
+        """Itself: a copy of a model is shared by the same ranks."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """A number of a group means another one, or none, where it is unpickled."""
+        raise UnsupportedModelError(
+            f"model: expected one that no ranks share, got that of rank {self.rank} of {self.size}, which computes in "
+            "this process alone; save() the model before it is shared (optimize it without "
+            "torch_cpullm.distributed.init()), and load() that on all ranks"
+        )
+
     @contextmanager
     def generating(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Around a call of generate(): what it is to be called with in place of `kwargs`.
 
         Raises:
-            RankError: the ranks have been given different arguments.
-            CollectiveError: a rank has ended, or does not come.
+            RankError: the ranks have been given different arguments, or another thread of this one is generating.
+            CollectiveError: a rank has ended, or does not come; or this is a child of fork().
         """
+        # Whose turn it is would be a matter of luck on each rank. The same thread may come again: an assistant model.
+        turn = _turn(self.group)
+        if not turn.acquire(blocking=False):
+            raise RankError(
+                "generate: expected one call at a time on the ranks, got one while another thread is in generate(); "
+                "let one thread make all calls, in the same order on all ranks"
+            )
+        try:
+            with self._together(args, kwargs) as shared:
+                yield shared
+        finally:
+            turn.release()
+
+    @contextmanager
+    def _together(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         meet(self.group)
         require_same(self.group, "generate", _facts(args, kwargs))
         state = torch.get_rng_state()
@@ -83,6 +113,12 @@ class SharedScores(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The scores to choose by, [B, V]."""
         return self._ranks.decide(scores)
+
+
+@functools.cache
+def _turn(_: int) -> threading.RLock:
+    """Of the one thread that may generate with a group."""
+    return threading.RLock()
 
 
 def _facts(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, object]:

@@ -119,7 +119,8 @@ def close_group(group: int) -> None:
 
 def group_info(group: int) -> GroupInfo:
     """What an open group is."""
-    return GroupInfo(*kernels.group_info(group))
+    with collective():
+        return GroupInfo(*kernels.group_info(group))
 
 
 def shm_create(size: int, timeout_s: float, part_bytes: int = PART_BYTES) -> tuple[int, ShmAddress]:

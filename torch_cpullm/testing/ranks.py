@@ -1,4 +1,9 @@
-"""Runs a function in several processes that share a store, as torchrun would, and collects what became of each."""
+"""Runs a function in several processes that share a store, as torchrun would, and collects what became of each.
+
+The processes are forked from a server that has imported torch and transformers and computed nothing: a rank is there in
+half a second instead of five. They end without taking the interpreter down, so what happens at a process's exit is left
+to tests that start one.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,34 @@ import io
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # torch leaves them out of __all__
 
+from torch_cpullm import config
+
 RankFunction = Callable[..., Any]
 """function(rank, size, store, *arguments) -> tensors, numbers, texts, and lists, tuples and dicts of them."""
 
 _HOST = "127.0.0.1"
-_SPAWN = multiprocessing.get_context("spawn")
 _SECONDS_TO_EXIT = 300.0
+
+_SERVED = multiprocessing.get_context("forkserver")
+# What torch_cpullm and its models import of others. Not torch_cpullm itself: loaded before a fork, it would compute on
+# one thread (csrc/runtime/parallel.h).
+_PRELOADED = [
+    "torch.distributed.rendezvous",
+    "transformers.generation.streamers",
+    "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama",
+    "transformers.quantizers.auto",
+]
 
 
 def run_ranks(
@@ -38,6 +56,7 @@ def run_ranks(
     Raises:
         RuntimeError: a rank raised (with its traceback), died, gave no answer in time, or would not exit after it.
     """
+    _SERVED.set_forkserver_preload(_PRELOADED)
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
     ranks = [_Started(rank, size, store.port, function, arguments) for rank in range(size)]
     try:
@@ -56,6 +75,19 @@ def run_ranks(
     return [started.result for started in ranks]
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What a rank's process is told. Threads and variables are the parent's now: the server has those of its start."""
+
+    function: RankFunction
+    rank: int
+    size: int
+    port: int
+    arguments: tuple[Any, ...]
+    threads: int
+    environment: Mapping[str, str]
+
+
 class _Started:
     """One rank's process, and what it answered."""
 
@@ -63,10 +95,9 @@ class _Started:
         self.rank = rank
         self.result: Any = None
         self._error = ""
-        self.answers, answer = _SPAWN.Pipe(duplex=False)
-        self._process: SpawnProcess = _SPAWN.Process(
-            target=_be_rank, args=(answer, function, rank, size, port, arguments, torch.get_num_threads())
-        )
+        self.answers, answer = _SERVED.Pipe(duplex=False)
+        task = _Task(function, rank, size, port, arguments, torch.get_num_threads(), config.environment())
+        self._process: ForkServerProcess = _SERVED.Process(target=_be_rank, args=(answer, task))
         self._process.start()
         answer.close()
 
@@ -95,20 +126,13 @@ class _Started:
         self.answers.close()
 
 
-def _be_rank(
-    answer: Connection,
-    function: RankFunction,
-    rank: int,
-    size: int,
-    port: int,
-    arguments: tuple[Any, ...],
-    threads: int,
-) -> None:
-    torch.set_num_threads(threads)
+def _be_rank(answer: Connection, task: _Task) -> None:
+    config.replace_environment(task.environment)
+    torch.set_num_threads(task.threads)
     try:
-        store: Store = TCPStore(_HOST, port, is_master=False, timeout=timedelta(seconds=900))
+        store: Store = TCPStore(_HOST, task.port, is_master=False, timeout=timedelta(seconds=900))
         result = io.BytesIO()
-        torch.save(function(rank, size, store, *arguments), result)
+        torch.save(task.function(task.rank, task.size, store, *task.arguments), result)
         answer.send(("", result.getvalue()))
     except BaseException:  # noqa: BLE001  (the parent tells, and nobody else reads this process's output)
         answer.send((traceback.format_exc(), None))
