@@ -15,6 +15,8 @@ from transformers import StoppingCriteria
 import torch_cpullm
 from tests.distributed.model_ranks import KEPT, prompt, world_of
 from torch_cpullm import distributed
+from torch_cpullm.distributed import ccl
+from torch_cpullm.errors import CollectiveError
 from torch_cpullm.ops import comm
 from torch_cpullm.testing.models import WHOLE, bundled_model, tiny_model
 
@@ -114,6 +116,21 @@ def again(rank, size, store, transport):
         found["first"].append(tokens(torch_cpullm.optimize(bundled_model(), **KEPT)))
         found["old too"] = refusal(lambda: torch_cpullm.optimize(second, **KEPT))
     return found
+
+
+def second_try(rank, size, store):
+    """A world that cannot be joined, since rank 1 has no oneCCL, and then one that can."""
+    library = ccl._LIBRARY
+    if rank == 1:
+        ccl._LIBRARY = ("a package that is not installed", "libccl.so.1")
+    try:
+        with world_of(rank, size, store, "ccl"):
+            found = {"first": ""}
+    except CollectiveError as error:
+        found = {"first": str(error)}
+    ccl._LIBRARY = library
+    with world_of(rank, size, store, "auto"):
+        return found | {"tokens": [tokens(torch_cpullm.optimize(bundled_model(), **KEPT))]}
 
 
 def mistaken(rank, size, store):

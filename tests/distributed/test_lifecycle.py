@@ -60,6 +60,12 @@ def test_two_models_at_once_and_a_world_after_the_first(transport, alone):
         assert found["old too"].startswith(PART)
 
 
+def test_a_world_that_does_not_open_may_be_tried_again(alone):
+    for found in run_ranks(lifecycle_ranks.second_try, 2):
+        assert "rank 1" in found["first"]
+        assert_all_equal(found["tokens"], alone)
+
+
 def test_a_mistake_on_one_rank_between_two_calls(alone):
     first, second = run_ranks(lifecycle_ranks.mistaken, 2)
     assert second["own"] == "KeyError: 'a key'"

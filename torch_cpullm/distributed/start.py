@@ -37,7 +37,7 @@ _POLL_S = 0.01
 
 _world: World | None = None
 _store: Store | None = None  # rank 0 may be the one that keeps it for all
-_joined = 0  # worlds so far: each has its own names in the store, which forgets none
+_tried = 0  # worlds so far, joined or not: each has its own names in the store, which forgets none
 
 
 def init(timeout_s: float | None = None) -> World:
@@ -64,7 +64,7 @@ def init(timeout_s: float | None = None) -> World:
         RankError: another rank of this host, or the store at MASTER_ADDR, did not come.
         CollectiveError: the transport that TORCH_CPULLM_COMM asks for does not open.
     """
-    global _world, _store, _joined
+    global _world, _store, _tried
     if _world is not None:
         return _world
     timeout_s, transport, environment = config.comm_timeout_s(timeout_s), config.comm_transport(), config.environment()
@@ -75,7 +75,8 @@ def init(timeout_s: float | None = None) -> World:
         _world = World(binding=alone)
         return _world
     patience_s = max(_JOIN_S, timeout_s)
-    store = _store = PrefixStore(f"torch_cpullm/{_joined}", _meet(environment, patience_s))
+    store = _store = PrefixStore(f"torch_cpullm/{_tried}", _meet(environment, patience_s))
+    _tried += 1
     found = Found(
         host=this_host(environment),
         torchruns_threads=has_set_threads(environment),
@@ -88,7 +89,6 @@ def init(timeout_s: float | None = None) -> World:
         rank = Rank(world.rank, world.size, world.hosts, PrefixStore("reach", store), timeout_s)
         world = replace(world, reach=open_reach(rank, transport))
     _world = world
-    _joined += 1
     return world
 
 
