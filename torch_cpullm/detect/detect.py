@@ -97,11 +97,9 @@ def detect(model: nn.Module) -> Structure:
     for candidate in candidates:
         try:
             layer, mlp_reason = match_layer(candidate, rope_pairs)
-            parts = [*(f"{layer.attention.path}.{name}" for name in (*layer.attention.qkv, layer.attention.output))]
             if layer.parallel and layer.mlp is None:
                 raise Mismatch(f"its MLP, which runs beside attention: {mlp_reason}")
-            if layer.parallel and layer.mlp is not None:
-                parts += [f"{layer.mlp.path}.{name}" for name in (*layer.mlp.gate_up, layer.mlp.down)]
+            parts = layer.linear_paths(with_mlp=layer.parallel)
             missing = [part for part in parts if f"{candidate.path}.{part}" not in packable]
             if missing:
                 raise Mismatch(f"{missing[0]} cannot be packed")

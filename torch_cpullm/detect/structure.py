@@ -89,6 +89,14 @@ class LayerStructure:
     returns_tuple: bool = field(default=False, metadata=LEFT_OUT)
     settings: tuple[str, ...] = field(default=(), metadata=LEFT_OUT)
 
+    def linear_paths(self, with_mlp: bool) -> tuple[str, ...]:
+        """Of the linear layers that are fused, under the layer: attention's, and the MLP's where there is one."""
+        attention, mlp = self.attention, self.mlp
+        parts = [(attention.path, name) for name in (*attention.qkv, attention.output)]
+        if with_mlp and mlp is not None:
+            parts += [(mlp.path, name) for name in (*mlp.gate_up, mlp.down)]
+        return tuple(f"{parent}.{name}" for parent, name in parts)
+
     def unrotated(self) -> LayerStructure:
         """The same layer, whose attention takes no notice of positions."""
         return replace(self, attention=replace(self.attention, rotates=False))

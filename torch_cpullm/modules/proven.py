@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -34,7 +34,7 @@ def proven(model: nn.Module, plan: Plan) -> Plan:
         return plan
     for kind, layer in kinds.items():
         recorded = recordings[layer.structure.path]
-        fault, change = "", _as_recorded(recorded)
+        fault = ""
         # Some models have layers that leave rope out, and nothing else tells.
         for change in (_as_recorded(recorded), _unrotated(recorded)):
             why = _why_unproven(model, replace(layer, structure=change(layer.structure)), recorded)
@@ -59,12 +59,8 @@ def _fuse_trial(plan: LayerPlan) -> Callable[[nn.Module], Any]:
     """For a proof: pack a copy's linear layers in float32 and fuse it."""
 
     def fuse(copy: nn.Module) -> Any:
-        structure = plan.structure
-        names = [(structure.attention.path, name) for name in (*structure.attention.qkv, structure.attention.output)]
-        if structure.mlp and plan.fuse_mlp:
-            names += [(structure.mlp.path, name) for name in (*structure.mlp.gate_up, structure.mlp.down)]
-        for parent, name in names:
-            linear = getattr(getattr(copy, parent), name)
+        for path in plan.structure.linear_paths(plan.fuse_mlp):
+            linear = cast("nn.Linear", copy.get_submodule(path))
             PackedLinear.take_over(linear, pack_linear(linear, F32), F32, None)
         return fuse_layer(copy, replace(plan, share=EVERYTHING), "f32").spec
 

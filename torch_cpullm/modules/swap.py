@@ -78,12 +78,7 @@ def _layers_with_packed_weights(model: nn.Module, plan: Plan) -> Plan:
     """A layer loses its fusion when the check kept one of its weights from being packed."""
     for layer in plan.layers:
         structure = layer.structure
-        names = [
-            f"{structure.attention.path}.{name}" for name in (*structure.attention.qkv, structure.attention.output)
-        ]
-        if structure.mlp and layer.fuse_mlp:
-            names += [f"{structure.mlp.path}.{name}" for name in (*structure.mlp.gate_up, structure.mlp.down)]
-        for name in names:
+        for name in structure.linear_paths(layer.fuse_mlp):
             module = model.get_submodule(f"{structure.path}.{name}")
             if layer.fuse_attention and not isinstance(module, PackedLinear):
                 plan = plan.without(structure.kind(), f"{structure.path}.{name} could not be packed")
